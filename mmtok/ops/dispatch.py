@@ -1,0 +1,103 @@
+"""The one place where a backend of MoTo is chosen and its inputs are checked."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from .reference import layout_reference, moto_reference
+from .torch_backend import moto_torch
+
+BACKENDS = ('auto', 'reference', 'torch')
+PARTITIONS = ('soft', 'hard')
+STATISTICS = ('region', 'product')
+FORCE = 'MMTOK_BACKEND'  # environment variable that stands in for backend='auto'
+
+
+def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e-5, statistics: str = 'region',
+         mask: Tensor | None = None, backend: str = 'auto') -> Tensor:
+    """Modulation across tokens: sum_i ((X - mu_i) / (sigma_i + eps) * beta_i + alpha_i) * L_i.
+
+    'What Makes for Good Tokenizers in Vision Transformer?' (TPAMI 2022), equation of section 3.
+
+    Args:
+        x: Feature map (B,C,H,W).
+        layout: Share of each of n semantic entities in each position (B,n,H,W), summing to 1 over n.
+        beta: Scale of each entity and channel (n,C).
+        alpha: Shift of each entity and channel (n,C).
+        eps: Added to the standard deviations, not to the variances.
+        statistics: 'region' weighs mean and (biased) deviation by the layout; 'product' takes those of X * L_i
+            over all positions, the formula to the letter.
+        mask: (B,1,H,W), true or 1 where the map is real. Padding enters no statistics and comes out as 0.
+        backend: 'reference', 'torch' or 'auto' (the fastest that fits; environment variable MMTOK_BACKEND).
+
+    Returns:
+        (B,C,H,W) in the dtype of x. An entity that owns no pixel adds only its alpha, with finite gradients.
+
+    Raises:
+        ValueError: For an unknown option or shapes that do not fit.
+    """
+    check(x, beta, alpha, statistics, mask)
+    if layout.shape != (x.shape[0], beta.shape[0], *x.shape[2:]):
+        raise ValueError(f'layout has shape {tuple(layout.shape)}; x {tuple(x.shape)} and beta {tuple(beta.shape)} '
+                         f'ask for {(x.shape[0], beta.shape[0], *x.shape[2:])}')
+    if choose_backend(backend) == 'reference':
+        with torch.autocast(x.device.type, enabled=False):
+            wide, layout, beta, alpha = at_least_float32(x, layout, beta, alpha)
+            return moto_reference(wide, layout, beta, alpha, eps, statistics, mask).to(x.dtype)
+    return moto_torch(x, layout, None, None, beta, alpha, mask, 1.0, 'soft', statistics, eps)
+
+
+def moto_from_logits(x: Tensor, weight: Tensor, bias: Tensor | None, beta: Tensor, alpha: Tensor, tau: float = 0.1,
+                     eps: float = 1e-5, partition: str = 'soft', statistics: str = 'region',
+                     mask: Tensor | None = None, backend: str = 'auto') -> Tensor:
+    """`moto` with the layout softmax(tau * (weight X + bias)) of a 1x1 convolution, which is never stored.
+
+    Args:
+        weight: Layout filters (n,C), or (n,C,1,1) as a convolution keeps them.
+        bias: (n,) or None.
+        tau: Temperature; the paper's is 0.1.
+        partition: 'soft', or 'hard' for the one-hot argmax with straight-through gradients.
+
+    The other arguments, the result and the errors are those of `moto`.
+    """
+    check(x, beta, alpha, statistics, mask)
+    if partition not in PARTITIONS:
+        raise ValueError(f'partition={partition!r} is unknown; choose from {", ".join(PARTITIONS)}')
+    weight = weight.flatten(1)
+    if weight.shape != beta.shape:
+        raise ValueError(f'the layout filters have shape {tuple(weight.shape)} and beta {tuple(beta.shape)}; '
+                         'both must be (entities, channels)')
+    if choose_backend(backend) == 'reference':
+        with torch.autocast(x.device.type, enabled=False):
+            wide, weight, bias, beta, alpha = at_least_float32(x, weight, bias, beta, alpha)
+            layout = layout_reference(wide, weight, bias, tau, partition)
+            return moto_reference(wide, layout, beta, alpha, eps, statistics, mask).to(x.dtype)
+    return moto_torch(x, None, weight, bias, beta, alpha, mask, tau, partition, statistics, eps)
+
+
+def choose_backend(backend: str) -> str:
+    """The backend that runs: what was asked for, else what MMTOK_BACKEND names, else 'torch'."""
+    asked = backend if backend != 'auto' else os.environ.get(FORCE, 'auto')
+    if asked not in BACKENDS:
+        raise ValueError(f'backend={asked!r} is unknown; choose from {", ".join(BACKENDS)}')
+    return 'torch' if asked == 'auto' else asked
+
+
+def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
+def check(x: Tensor, beta: Tensor, alpha: Tensor, statistics: str, mask: Tensor | None) -> None:
+    if x.dim() != 4:
+        raise ValueError(f'x must be (B,C,H,W), got {tuple(x.shape)}')
+    if beta.dim() != 2 or beta.shape != alpha.shape or beta.shape[1] != x.shape[1]:
+        raise ValueError(f'beta {tuple(beta.shape)} and alpha {tuple(alpha.shape)} must both be (entities, '
+                         f'{x.shape[1]}), since x has {x.shape[1]} channels')
+    if statistics not in STATISTICS:
+        raise ValueError(f'statistics={statistics!r} is unknown; choose from {", ".join(STATISTICS)}')
+    if mask is not None and mask.shape != (x.shape[0], 1, *x.shape[2:]):
+        raise ValueError(f'mask has shape {tuple(mask.shape)}; x {tuple(x.shape)} asks for '
+                         f'{(x.shape[0], 1, *x.shape[2:])}')
+    if not torch.is_floating_point(x):
+        raise ValueError(f'x must be a floating-point tensor, got {x.dtype}')

@@ -1,0 +1,274 @@
+"""Create or update `.envs/<stack>`, the Python environment of one stack of pinned packages.
+
+    python tools/setup_env.py openmmlab          # torch 2.1.2 and the official mm* packages
+    python tools/setup_env.py onedl              # torch 2.8.0 and the maintained forks
+
+Each step leaves a fingerprint of what it installed, so that a second run goes on where the first one
+stopped, and a changed pin repeats its own step and those after it. `make demo` and `make test` call this.
+Standard library only: it runs before anything is installed.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVS = ROOT / '.envs'
+STACKS = {'openmmlab': ((3, 10), (3, 11)), 'onedl': ((3, 10), (3, 99))}  # the Python range of each
+BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil')
+PREBUILT_MMCV = 'https://download.openmmlab.com/mmcv/dist/cu{cuda}/torch{torch}/index.html'
+PULSE = 30  # seconds between two signs of life where the output is not a terminal
+
+HINTS = (  # what a log says -> what to do about it
+    (r'No space left on device', 'free some disk space (about 8 GB for a stack), then'),
+    (r'ensurepip is not available|No module named venv', 'install venv for your Python (Debian: python3-venv), then'),
+    (r'Python\.h: No such file', 'install the headers of your Python (Debian: python3-dev), then'),
+    (r'Killed|cc1plus.*fatal|virtual memory exhausted', 'memory ran out: set MAX_JOBS=1 in the environment, then'),
+    (r'Could not find a version|No matching distribution', 'check that your package index serves this version, then'),
+    (r'Temporary failure in name resolution|Connection (refused|reset)|NewConnectionError|Read timed out',
+     'check the network connection to your package index, then'),
+)
+
+
+class StepError(Exception):
+    """A set-up step failed; the message says which, why and what to do."""
+
+
+def resolve_stack(stack):
+    """The stack that this Python can run: 3.12 and up fall to onedl, with one line saying so."""
+    version = sys.version_info[:2]
+    if stack == 'openmmlab' and version > STACKS[stack][1]:
+        print(f'Python {version[0]}.{version[1]}: the openmmlab stack (torch 2.1.2) ends at Python 3.11, '
+              'so STACK=onedl is used.', file=sys.stderr)
+        stack = 'onedl'
+    if version < STACKS[stack][0]:
+        raise StepError(f'Python {version[0]}.{version[1]} is too old for the {stack} stack: it needs Python 3.10 '
+                        'or newer. Name another interpreter, for example: make PYTHON=python3.11 test')
+    return stack
+
+
+class Setup:
+    """The steps of one stack, in order, with their logs and fingerprints."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        self.env = ENVS / stack
+        self.python = self.env / 'bin' / 'python'
+        self.logs = ENVS / 'logs'
+        self.requirements = ROOT / 'requirements' / f'{stack}.txt'
+        lines = (line.split('#')[0].strip() for line in self.requirements.read_text().splitlines())
+        self.pins = {re.split(r'[<>=]', line)[0]: line for line in lines if line}
+        self.state_file = self.env / '.mmtok-setup.json'
+
+    def pinned(self, *names):
+        return [self.pins[name] for name in names if name in self.pins]
+
+    def steps(self):
+        """(name, what it depends on, function) of each step."""
+        return [
+            ('venv', [sys.version, sys.executable, str(self.env)], self.make_venv),
+            ('build-tools', self.pinned(*BUILD_TOOLS),
+             lambda: self.pip('build-tools', *self.pinned(*BUILD_TOOLS))),
+            ('torch', self.pinned('torch', 'torchvision', 'numpy'),
+             lambda: self.pip('torch', *self.pinned('torch', 'torchvision', 'numpy'))),
+            ('mmcv', self.pinned('mmcv', 'onedl-mmcv', 'mmengine', 'onedl-mmengine', 'opencv-python'), self.make_mmcv),
+            ('packages', list(self.pins.values()), lambda: self.pip('packages', '-r', self.requirements)),
+            ('mmtok', [str(ROOT), (ROOT / 'setup.py').read_text()],
+             lambda: self.pip('mmtok', '--no-deps', '-e', ROOT)),
+            ('check', [], lambda: self.run('check', self.python, '-m', 'mmtok.check_env')),
+        ]
+
+    def load_state(self):
+        try:
+            return json.loads(self.state_file.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def is_done(self):
+        state = self.load_state()
+        return all(state.get(name) == mark for name, mark, _ in self.marked_steps())
+
+    def marked_steps(self):
+        """Each mark covers the steps before it too: what changed early repeats all that follows."""
+        mark = ''
+        for name, depends, function in self.steps():
+            mark = hashlib.sha256(json.dumps([mark, name, depends]).encode()).hexdigest()[:16]
+            yield name, mark, function
+
+    def install(self):
+        steps = list(self.marked_steps())
+        state = self.load_state()
+        print(f'Setting up .envs/{self.stack} with Python {sys.version.split()[0]} '
+              f'(logs in {self.logs.relative_to(ROOT)}/).', flush=True)
+        for number, (name, mark, function) in enumerate(steps, 1):
+            self.label = f'[{number}/{len(steps)}] {name}'
+            if state.get(name) == mark and self.python.exists():
+                print(f'{self.label}: done before', flush=True)
+                continue
+            function()
+            state = {**self.load_state(), name: mark}
+            self.state_file.write_text(json.dumps(state, indent=1))
+        print(f'Environment ready: {self.python.relative_to(ROOT)}', flush=True)
+
+    # -- the steps that are more than one pip call --------------------------------------------------
+
+    def make_venv(self):
+        if self.env.exists():
+            shutil.rmtree(self.env)
+        self.run('venv', sys.executable, '-m', 'venv', self.env)
+
+    def make_mmcv(self):
+        if shutil.which(os.environ.get('CXX', 'c++')) is None and shutil.which('g++') is None:
+            raise StepError(f"{self.label}: no C++ compiler found, and mmcv's operators are compiled from source. "
+                            'Install one (Debian: apt-get install g++), then run the same command again.')
+        pins = self.pinned('mmcv', 'onedl-mmcv')
+        gpu = json.loads(self.probe(
+            'import json, torch; from torch.utils.cpp_extension import CUDA_HOME as home; '
+            'print(json.dumps([torch.cuda.is_available(), torch.version.cuda, torch.__version__, home]))'))
+        has_gpu, cuda, torch_version, cuda_home = gpu
+        with_cuda = has_gpu and nvcc_fits(cuda_home, cuda)
+        extra = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': os.environ.get('MAX_JOBS', str(os.cpu_count()))}
+        if with_cuda:
+            extra['FORCE_CUDA'] = '1'
+        else:
+            extra.update(FORCE_CUDA='0', CUDA_VISIBLE_DEVICES='')  # mmcv's setup.py looks for a GPU by itself
+        if has_gpu and not with_cuda:
+            page = PREBUILT_MMCV.format(cuda=cuda.replace('.', ''), torch='.'.join(torch_version.split('.')[:2]) + '.0')
+            print(f'{self.label}: a GPU but no nvcc for CUDA {cuda}; trying the prebuilt wheel.', flush=True)
+            try:
+                self.pip('mmcv', '--only-binary', 'mmcv,onedl-mmcv', '--find-links', page, *pins)
+                if self.ops_load():
+                    return
+            except StepError:
+                pass
+            print(f"{self.label}: no prebuilt wheel fits, so mmcv's CPU operators are compiled. Detectors that use "
+                  f'CUDA operators need nvcc {cuda} and a second set-up.', flush=True)
+        self.pip('mmcv', '-v', *pins, extra=extra)
+        if not self.ops_load(with_cuda):  # pip's cache may hold a wheel that was built against another torch
+            self.pip('mmcv', '-v', '--no-cache-dir', '--force-reinstall', '--no-deps', *pins, extra=extra)
+        if not self.ops_load(with_cuda):
+            raise StepError(f"{self.label}: mmcv is installed, but its compiled operators do not load. "
+                            f'Log: {self.log("mmcv")}. Delete {self.env} and run the same command again.')
+
+    def ops_load(self, with_cuda=False):
+        code = 'from mmcv.ops import get_compiling_cuda_version as v; print(v())'
+        result = subprocess.run([self.python, '-c', code], capture_output=True, text=True, env=clean_environment())
+        return result.returncode == 0 and not (with_cuda and 'not available' in result.stdout)
+
+    # -- running things -----------------------------------------------------------------------------
+
+    def log(self, name):
+        return (self.logs / f'{self.stack}-{name}.log').relative_to(ROOT)
+
+    def probe(self, code):
+        return subprocess.run([self.python, '-c', code], capture_output=True, text=True, check=True,
+                              env=clean_environment()).stdout.strip().splitlines()[-1]
+
+    def pip(self, name, *arguments, extra=None):
+        """Every call sees all pins as constraints, so that no step undoes another."""
+        constraints = ['-c', self.requirements] if name != 'mmtok' else []
+        self.run(name, self.python, '-m', 'pip', 'install', '--disable-pip-version-check', '--no-build-isolation',
+                 '--progress-bar', 'off', *constraints, *arguments, extra=extra)
+
+    def run(self, name, *command, extra=None):
+        """Run one command with its output in a log, showing that it lives."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log, start, shown = ROOT / self.log(name), time.time(), 0.0
+        terminal = sys.stdout.isatty()
+        with log.open('a') as out:
+            out.write(f'\n$ {" ".join(map(str, command))}\n')
+            out.flush()
+            begin = out.tell()
+            process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT,
+                                       stdin=subprocess.DEVNULL, cwd=ROOT, env=clean_environment(extra))
+            if not terminal:
+                print(f'{self.label} ...', flush=True)
+            while True:
+                try:
+                    code = process.wait(timeout=1)
+                    break
+                except subprocess.TimeoutExpired:
+                    pass
+                except KeyboardInterrupt:
+                    process.kill()
+                    raise
+                if terminal or time.time() - shown - start >= PULSE:
+                    shown = time.time() - start
+                    line = f'{self.label}  {clock(shown)}  {last_line(log)}'
+                    print(f'\r\x1b[K{line[:shutil.get_terminal_size().columns - 1]}' if terminal else line[:110],
+                          end='' if terminal else '\n', flush=True)
+        took = clock(time.time() - start)
+        if code:
+            text = log.read_bytes()[begin:].decode(errors='replace')
+            hint = next((hint for pattern, hint in HINTS if re.search(pattern, text)), 'read the end of the log;')
+            print('\r\x1b[K' if terminal else '', end='')
+            tail = '\n'.join('    ' + line for line in text.strip().splitlines()[-4:])
+            raise StepError(f'{self.label} failed after {took} (exit status {code}). Log: {self.log(name)}, its end:\n'
+                            f'{tail}\nWhat to do: {hint} run the same command again; it goes on from this step.')
+        print(f'{chr(13) + chr(27) + "[K" if terminal else ""}{self.label}: ok, {took}', flush=True)
+
+
+def nvcc_fits(cuda_home, cuda):
+    """Whether an nvcc of torch's own CUDA major version is at hand."""
+    nvcc = Path(cuda_home or '') / 'bin' / 'nvcc'
+    if not cuda_home or not nvcc.exists():
+        return False
+    text = subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout
+    release = re.search(r'release (\d+)\.', text)
+    return bool(release) and release.group(1) == cuda.split('.')[0]
+
+
+def clean_environment(extra=None):
+    """The caller's environment without what would leak other packages into the stack."""
+    environment = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_USER')}
+    environment.update(PYTHONNOUSERSITE='1', **(extra or {}))
+    return environment
+
+
+def clock(seconds):
+    return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
+
+
+def last_line(log):
+    lines = log.read_bytes()[-2000:].decode(errors='replace').strip().splitlines()
+    return lines[-1].strip() if lines else ''
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Create or update .envs/<stack>.')
+    parser.add_argument('stack', choices=STACKS)
+    parser.add_argument('--resolve', action='store_true', help='only print the stack that this Python can run')
+    args = parser.parse_args()
+    try:
+        stack = resolve_stack(args.stack)
+        if args.resolve:
+            print(stack)
+            return
+        setup = Setup(stack)
+        if setup.is_done():
+            return
+        ENVS.mkdir(exist_ok=True)
+        with (ENVS / f'{stack}.lock').open('w') as lock:  # released by the system, also after a kill
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                print(f'Another set-up of .envs/{stack} is running; waiting for it.', flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not setup.is_done():
+                setup.install()
+    except StepError as error:
+        sys.exit(f'\n{error}')
+    except KeyboardInterrupt:
+        sys.exit('\nStopped. Run the same command again; it goes on from this step.')
+
+
+if __name__ == '__main__':
+    main()
