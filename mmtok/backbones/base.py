@@ -1,0 +1,66 @@
+"""What all backbones share: image -> tokenizer -> (TokenProp) -> trunk -> feature maps."""
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..checkpoint import load_pretrained
+from ..errors import ConfigError
+from ..registry import MODELS
+from ..tokenizers.padding import padding_mask
+from ..tokenprop.token_prop import TokenProp
+
+
+class TokenBackbone(BaseModule):
+    """A tokenizer, the optional TokenProp decoder on its output, and a trunk.
+
+    A subclass sets `self.trunk` and implements `forward_trunk(tokens) -> tuple of (B,C_k,H_k,W_k)`.
+
+    Args:
+        embed_dims: Width D of the tokens that the trunk takes.
+        patch_size: Stride p of the tokens that the trunk takes.
+        tokenizer: Config of a tokenizer, or a module (image, mask) -> (B,D,H/p,W/p).
+        token_prop: Options of `TokenProp`, or None for no decoder.
+        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
+        init_cfg: mmengine's; `dict(type='Pretrained', checkpoint=...)` loads official DeiT and timm files too.
+    """
+
+    def __init__(self, embed_dims: int, patch_size: int, tokenizer: dict | nn.Module, token_prop: dict | None,
+                 mask_padding: bool, init_cfg: dict | None):
+        super().__init__(init_cfg)
+        self.embed_dims, self.patch_size, self.mask_padding = embed_dims, patch_size, mask_padding
+        if isinstance(tokenizer, dict):
+            tokenizer = MODELS.build({'embed_dims': embed_dims, 'patch_size': patch_size, **tokenizer})
+        for name, ours, theirs in (('embed_dims', embed_dims, getattr(tokenizer, 'embed_dims', embed_dims)),
+                                   ('patch_size', patch_size, getattr(tokenizer, 'stride', patch_size))):
+            if ours != theirs:
+                raise ConfigError(f'the tokenizer has {name}={theirs}, but the trunk of {type(self).__name__} takes '
+                                  f'{name}={ours}: remove {name} from the tokenizer or change the trunk')
+        self.tokenizer = tokenizer
+        self.token_prop = None
+        if token_prop is not None:
+            self.token_prop = TokenProp(embed_dims, **token_prop)
+        self._register_load_state_dict_pre_hook(self.drop_foreign_decoder)
+
+    def drop_foreign_decoder(self, state_dict, prefix, *_) -> None:
+        """A model without a decoder loads a checkpoint with one, silently. Runs before loading."""
+        if self.token_prop is None:
+            for key in [key for key in state_dict if key.startswith(f'{prefix}token_prop.')]:
+                del state_dict[key]
+
+    def init_weights(self) -> None:
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            load_pretrained(self, self.init_cfg['checkpoint'])
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images (B,3,H,W) of any size -> feature maps (B,C_k,H_k,W_k)."""
+        mask = padding_mask(x) if self.mask_padding else None
+        tokens = self.tokenizer(x, mask)
+        if self.training and self.token_prop is not None:
+            self.token_prop.record(tokens, x, mask)
+        return self.forward_trunk(tokens)
+
+    def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError

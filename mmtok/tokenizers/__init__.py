@@ -1,0 +1,6 @@
+"""Tokenizers: modules that turn an image (B,3,H,W) into a token map (B,D,H/p,W/p)."""
+
+from .moto import MoToTokenizer
+from .patch import FrozenTokenizer, PatchTokenizer
+
+__all__ = ['FrozenTokenizer', 'MoToTokenizer', 'PatchTokenizer']

@@ -1,0 +1,46 @@
+"""Patchify: the tokenizer of ViT and DeiT, trained or frozen."""
+
+import math
+
+import torch
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+class PatchTokenizer(PatchEmbed):
+    """timm's patch embedding that keeps the token map and takes any image size.
+
+    Args:
+        in_channels: Channels of the image.
+        embed_dims: Channels D of a token.
+        patch_size: Side p of a patch; images are padded with zeros at the bottom and the right to its multiple.
+    """
+
+    def __init__(self, in_channels: int = 3, embed_dims: int = 768, patch_size: int = 16):
+        super().__init__(img_size=None, patch_size=patch_size, in_chans=in_channels, embed_dim=embed_dims,
+                         output_fmt='NCHW', strict_img_size=False, dynamic_img_pad=True)
+        self.embed_dims, self.stride = embed_dims, patch_size
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B,C,H,W) -> (B,D,ceil(H/p),ceil(W/p)). Each patch is on its own, so the padding mask changes nothing."""
+        return super().forward(x)
+
+
+@MODELS.register_module()
+class FrozenTokenizer(PatchTokenizer):
+    """A random patch embedding that is never trained: row 'Frozen' of Table 1, as in MoCo v3.
+
+    Drawn as MoCo v3 draws it (Xavier-uniform over a flattened patch, zero bias). `requires_grad` is false, so the
+    optimizer leaves it alone, weight decay included, and an average of its weights is the weights.
+    """
+
+    def __init__(self, in_channels: int = 3, embed_dims: int = 768, patch_size: int = 16):
+        super().__init__(in_channels, embed_dims, patch_size)
+        bound = math.sqrt(6.0 / (in_channels * patch_size**2 + embed_dims))
+        with torch.no_grad():
+            nn.init.uniform_(self.proj.weight, -bound, bound)
+            nn.init.zeros_(self.proj.bias)
+        self.requires_grad_(False)

@@ -1,0 +1,47 @@
+"""Reconstruction losses of TokenProp, and the target that they compare with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOSSES = ('l1', 'l2')
+REDUCTIONS = ('sum', 'mean')
+
+
+def output_size(height: int, width: int, scale: int) -> tuple[int, int]:
+    """Size of the reconstruction of a (height, width) image: its aspect ratio, and the area of scale x scale.
+
+    A square image gives scale x scale, as in the paper. Keeping the area keeps the cost of the decoder and the
+    magnitude of a summed loss the same for every aspect ratio.
+    """
+    ratio = (height / width) ** 0.5
+    return max(1, round(scale * ratio)), max(1, round(scale / ratio))
+
+
+def make_target(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The image (B,C,H,W) averaged over cells to (B,C,*size), and how much of each cell is real, (B,1,*size).
+
+    Cells that are partly padding show the mean of their real pixels.
+    """
+    target = F.adaptive_avg_pool2d(image, size)
+    if mask is None:
+        return target, torch.ones_like(target[:, :1])
+    real = F.adaptive_avg_pool2d(mask.to(image.dtype), size)
+    return target / real.clamp(min=1e-6), real
+
+
+def reconstruction_loss(output: Tensor, target: Tensor, real: Tensor, kind: str, reduction: str) -> Tensor:
+    """Scalar loss: 'l1' or 'l2' over channels and positions, reduced per image, then averaged over images.
+
+    Args:
+        output, target: (B,C,h,w).
+        real: Weight of each position (B,1,h,w), 0 in padding.
+        kind: One of LOSSES.
+        reduction: 'sum' over the channels and positions of an image, or their (weighted) 'mean'.
+    """
+    difference = output - target
+    error = difference.abs() if kind == 'l1' else difference.square()
+    per_image = (error * real).sum((1, 2, 3))
+    if reduction == 'mean':
+        per_image = per_image / (real.sum((1, 2, 3)).clamp(min=1e-6) * output.shape[1])
+    return per_image.mean()

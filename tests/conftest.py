@@ -1,0 +1,42 @@
+"""Fixtures shared by all tests: the data beside the project, and mmseg's own tools."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared' / 'data'
+
+
+@pytest.fixture(scope='session')
+def ade_layout(tmp_path_factory) -> Path:
+    """`../shared/data/ade_layout` with images that open: a checkout may hold its links as small text files."""
+    source = SHARED / 'ade_layout'
+    if not source.is_dir():
+        pytest.skip(f'{source} is not here')
+    root = tmp_path_factory.mktemp('ade_layout')
+    (root / 'annotations').symlink_to(source / 'annotations')
+    for image in sorted((source / 'images').glob('*/*.jpg')):
+        link = root / image.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not image.is_symlink() and image.stat().st_size < 200:
+            image = image.parent / image.read_text()
+        link.symlink_to(image.resolve())
+    return root
+
+
+@pytest.fixture(scope='session')
+def run_mmseg():
+    """Run mmseg's own `tools/<name>.py` as a user would: from another folder and without PYTHONPATH."""
+    import mmseg
+    tools = Path(mmseg.__file__).parent / '.mim' / 'tools'
+
+    def run(name, *arguments, cwd, env=None, timeout=900) -> subprocess.CompletedProcess:
+        environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+        return subprocess.run([sys.executable, str(tools / f'{name}.py'), *map(str, arguments)], cwd=cwd, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
+                              env={**environment, **(env or {})})
+    return run
