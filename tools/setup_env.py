@@ -228,7 +228,8 @@ def nvcc_fits(cuda_home, cuda):
 
 def clean_environment(extra=None):
     """The caller's environment without what would leak other packages into the stack."""
-    environment = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_USER')}
+    leaks = ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_USER')
+    environment = {k: v for k, v in os.environ.items() if k not in leaks}
     environment.update(PYTHONNOUSERSITE='1', **(extra or {}))
     return environment
 

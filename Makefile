@@ -1,0 +1,26 @@
+# STACK=openmmlab (default) or onedl; PYTHON names the interpreter that makes the environment.
+PYTHON ?= python3
+STACK ?= openmmlab
+override STACK := $(shell $(PYTHON) tools/setup_env.py --resolve $(STACK))
+PY := .envs/$(STACK)/bin/python
+
+.PHONY: env demo test test-slow lint benchmark
+
+env:
+	@test -n "$(STACK)"  # empty when the stack or the Python does not fit: its message stands above
+	@$(PYTHON) tools/setup_env.py $(STACK)
+
+demo: env
+	@$(PY) tools/demo/run.py
+
+test: env lint
+	@$(PY) -m pytest -m "not slow"
+
+test-slow: env
+	@$(PY) -m pytest -m slow
+
+lint: env
+	@$(PY) -m ruff check .
+
+benchmark: env
+	@$(PY) tools/benchmark.py moto
