@@ -18,8 +18,11 @@ SHOWN = ('torch', 'torchvision', 'numpy', 'opencv-python', 'timm', 'safetensors'
 PROBES = {
     'torch': 'import torch; print(torch.version.cuda or "none")',
     'gpu': 'import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none")',
-    'gpu known to torch': 'import torch; print(not torch.cuda.is_available() or '
-                          '"sm_%d%d" % torch.cuda.get_device_capability(0) in torch.cuda.get_arch_list())',
+    # Code for an earlier minor version of the same architecture runs too.
+    'gpu known to torch': 'import torch; own = torch.cuda.is_available() and torch.cuda.get_device_capability(0); '
+                          'known = [divmod(int(a[3:].rstrip("af")), 10) for a in torch.cuda.get_arch_list() '
+                          'if a.startswith("sm_")]; '
+                          'print(not own or any(k[0] == own[0] and k[1] <= own[1] for k in known))',
     'mmcv operators': 'import mmcv._ext; from mmcv.ops import get_compiling_cuda_version as v; print(v())',
     'mmseg': 'import mmseg.models',
     'mmdet': 'import mmdet.models',
@@ -134,7 +137,7 @@ def look() -> Environment:
     versions = {name: version_of(name) for name in names}
     versions['opencv-python'] = versions['opencv-python'] or version_of('opencv-python-headless')
     env = Environment(sys.version_info[:3], versions)
-    for name, code in PROBES.items():
+    for name, code in PROBES.items() if versions['torch'] else ():
         run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
         out, errors = run.stdout.strip().splitlines(), run.stderr.strip().splitlines()
         env.probes[name] = (out[-1] if out else 'ok') if run.returncode == 0 else None

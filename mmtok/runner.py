@@ -15,6 +15,7 @@ from .backbones.base import TokenBackbone
 from .errors import ConfigError
 from .registry import RUNNERS
 from .tokenprop.hook import TokenPropHook, find_token_props
+from .tokenprop.token_prop import NOT_COLLECTED
 
 
 @RUNNERS.register_module()
@@ -38,8 +39,7 @@ class Runner(MMEngineRunner):
             check_image_size(self.cfg, backbone.patch_size)
         has_hook = any(isinstance(hook, TokenPropHook) for hook in self.hooks)
         if find_token_props(model) and not has_hook:
-            raise ConfigError('the backbone has token_prop=dict(...), but nothing collects its loss: add '
-                              "custom_hooks=[dict(type='mmtok.TokenPropHook')] to the config, or remove token_prop")
+            raise ConfigError(NOT_COLLECTED)
         return super().train()
 
     def checked_test(self):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, check_choice, check_positive_int
 from .loss import LOSSES, REDUCTIONS, make_target, output_size, reconstruction_loss
 
+NOT_COLLECTED = ('the backbone has token_prop=dict(...), but nothing collects its loss: add '
+                 "custom_hooks=[dict(type='mmtok.TokenPropHook')] to the config, or remove token_prop")
 BASE_WIDTH = 64  # of the decoder at x1; its cost at 64x64 is then 3.5 % of a DeiT-S forward pass
 
 
@@ -83,8 +85,7 @@ class TokenProp(nn.Module):
     def record(self, tokens: Tensor, image: Tensor, mask: Tensor | None) -> None:
         """Compute the loss and keep it for the hook; called by the backbone in training."""
         if not self.collected:
-            raise ConfigError('the backbone has token_prop=dict(...), but nothing collects its loss: add '
-                              "custom_hooks=[dict(type='mmtok.TokenPropHook')] to the config, or remove token_prop")
+            raise ConfigError(NOT_COLLECTED)
         value = self(tokens, image, mask)
         self.value = value if self.value is None else self.value + value
 

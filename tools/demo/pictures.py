@@ -5,12 +5,12 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
-from mmseg.apis import inference_model, init_model  # noqa: E402
-from PIL import Image  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.patches import Patch
+from mmseg.apis import inference_model, init_model
+from PIL import Image
 
 TITLES = ('input', 'ground truth', 'prediction', 'learned semantic layout')
 

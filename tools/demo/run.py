@@ -1,29 +1,32 @@
 """`make demo`: draw a data set, train and test a segmentor on it with mmseg's own tools, show what it learned."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import mmseg
 import numpy as np
 import torch
-from baselines import majority_miou, rgb_miou
 from mmengine.config import Config
 from PIL import Image
+
+from baselines import majority_miou, rgb_miou
 from pictures import draw_overview
 from scenes import draw_ade_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / 'configs/demo/upernet_deit-nano_moto-tokenprop_1xb8-1k_drawn-128x128.py'
+CONFIG = ROOT / 'configs/demo/upernet_deit-nano_moto-tokenprop_1xb8-1.2k_drawn-128x128.py'
 REAL = 'configs/upernet/upernet_deit-s_moto-tokenprop_8xb2-160k_ade20k-512x512.py'
 TOOLS = Path(mmseg.__file__).parent / '.mim' / 'tools'
 OUT = ROOT / 'work_dirs' / 'demo'
 
 
 def run_tool(name: str, *arguments, show: str) -> None:
-    """Run mmseg's `tools/<name>.py` from the project's root; its lines that hold `show` go to the terminal."""
+    """Run mmseg's `tools/<name>.py` from the project's root; what matches `show` in its lines goes to the terminal."""
     log = OUT / f'{name}.log'
     command = [sys.executable, '-u', TOOLS / f'{name}.py', CONFIG, *arguments]
     with log.open('w') as out:
@@ -31,8 +34,9 @@ def run_tool(name: str, *arguments, show: str) -> None:
                                    stderr=subprocess.STDOUT)
         for line in process.stdout:
             out.write(line)
-            if show in line:
-                print('   ', line.split(' - INFO - ')[-1].strip()[:150], flush=True)
+            found = re.findall(show, line) if ' - INFO - Iter(' in line else []
+            if found:
+                print('   ', '  '.join(found), flush=True)
     if process.wait():
         tail = '\n'.join(log.read_text().splitlines()[-5:])
         sys.exit(f"mmseg's {name}.py failed; the end of {log.relative_to(ROOT)}:\n{tail}")
@@ -54,11 +58,13 @@ def main() -> None:
 
     print("[2/5] Training UperNet with MoTo and TokenProp by mmseg's tools/train.py (4 to 8 minutes on 2 cores)",
           flush=True)
-    run_tool('train', '--work-dir', OUT, show='Iter(train)')
+    run_tool('train', '--work-dir', OUT,
+             show=r'\[ *\d+/\d+\]|(?:eta|loss|loss_tokenprop|decode.acc_seg): \S+')
     checkpoint = Path((OUT / 'last_checkpoint').read_text().strip())
 
     print("[3/5] Testing on the 60 images by mmseg's tools/test.py", flush=True)
-    run_tool('test', checkpoint, '--work-dir', OUT / 'test', '--out', OUT / 'predictions', show='mIoU')
+    run_tool('test', checkpoint, '--work-dir', OUT / 'test', '--out', OUT / 'predictions',
+             show=r'(?:aAcc|mIoU|mAcc): \S+')
     ours = read_test_score()
 
     print('[4/5] Scoring what needs no network', flush=True)
@@ -67,6 +73,7 @@ def main() -> None:
               'majority class': majority_miou(data, classes)}
 
     print('[5/5] Drawing pictures', flush=True)
+    warnings.simplefilter('ignore')  # mmseg warns of its own defaults
     pictures = draw_overview(CONFIG, checkpoint, data, OUT)
 
     results = dict(mIoU=scores, seconds=round(time.time() - start), torch=torch.__version__, numpy=np.__version__,

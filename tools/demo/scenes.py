@@ -19,7 +19,7 @@ ON_LINES, ON_SPOTS = CLASSES.index('disc on lines'), CLASSES.index('disc on spot
 def draw_scene(rng: np.random.Generator, side: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """One image (side,side,3) uint8 and its classes (side,side) uint8."""
     y, x = np.mgrid[:side, :side].astype(float)
-    region = wavy_regions(rng, x, y, count=int(rng.integers(3, 6)))
+    region = wavy_regions(rng, x, y, count=int(rng.integers(2, 5)))
     image = np.zeros((side, side, 3))
     labels = np.zeros((side, side), np.uint8)
     for index in range(region.max() + 1):
@@ -29,12 +29,12 @@ def draw_scene(rng: np.random.Generator, side: int = 128) -> tuple[np.ndarray, n
         dark, light = colours(rng)
         image[inside] = np.where(pattern(rng, texture, x, y)[..., None], light, dark)[inside]
     ground = labels.copy()
-    for _ in range(int(rng.integers(2, 5))):
-        radius = rng.uniform(0.08, 0.14) * side
+    for _ in range(12):
+        radius = rng.uniform(0.10, 0.17) * side
         centre = rng.uniform(radius, side - radius, 2)
         distance = np.hypot(x - centre[0], y - centre[1])
-        surrounding = np.unique(region[distance < 1.5 * radius])
-        if len(surrounding) > 1 or (labels[distance < 1.5 * radius] > 3).any():
+        nearby = distance < 1.4 * radius
+        if len(np.unique(region[nearby])) > 1 or (labels[nearby] > 3).any():
             continue  # a disc lies within one region and touches no other
         inside = distance < radius
         labels[inside] = ON_LINES if ground[inside][0] < 2 else ON_SPOTS
@@ -47,7 +47,8 @@ def draw_scene(rng: np.random.Generator, side: int = 128) -> tuple[np.ndarray, n
 def wavy_regions(rng, x, y, count):
     """Index of the nearest of `count` points, after the plane was bent."""
     side = x.shape[0]
-    bent = [axis + 6 * np.sin(other * rng.uniform(4, 8) / side + rng.uniform(0, 6.3)) for axis, other in ((x, y), (y, x))]
+    bent = [axis + 6 * np.sin(other * rng.uniform(4, 8) / side + rng.uniform(0, 6.3))
+            for axis, other in ((x, y), (y, x))]
     points = rng.uniform(0, side, (count, 2))
     return np.argmin([np.hypot(bent[0] - px, bent[1] - py) for px, py in points], axis=0)
 

@@ -3,7 +3,17 @@ data_root = 'data/drawn'
 metainfo = dict(
     classes=('stripes', 'checks', 'dots', 'blotches', 'disc on lines', 'disc on spots'),
     palette=[[228, 26, 28], [55, 126, 184], [77, 175, 74], [152, 78, 163], [255, 200, 40], [60, 60, 60]])
-load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -15,7 +25,7 @@ train_dataloader = dict(
         data_root=data_root,
         metainfo=metainfo,
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=[*load, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]))
+        pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=1,
     num_workers=1,
@@ -27,7 +37,7 @@ val_dataloader = dict(
         data_root=data_root,
         metainfo=metainfo,
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=[*load, dict(type='PackSegInputs')]))
+        pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/upernet_deit-s.py', '../_base_/datasets/drawn_128x128.py', '../_base_/schedules/adamw_160k.py',
     '../_base_/default_runtime.py'
 ]
-width, iterations = 128, 1000
+width, iterations = 128, 1200
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
@@ -26,5 +26,5 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=50, end=iterations, by_epoch=False),
 ]
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=iterations))
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=iterations))
 randomness = dict(seed=0)

@@ -1,0 +1,128 @@
+"""Every leaf config through mmseg's own tools, from outside the project; wrong configs before the first iteration."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from conftest import ROOT
+
+SUFFIX = '8xb2-160k_ade20k-512x512.py'
+UPERNET = {name: ROOT / 'configs' / 'upernet' / f'upernet_deit-s_{name and name + "_"}{SUFFIX}'
+           for name in ('', 'frozen', 'moto', 'tokenprop', 'moto-tokenprop')}
+OCRNET = ROOT / 'configs' / 'ocrnet' / 'ocrnet_hr48_4xb4-150k_ade20k-512x512.py'
+LEAVES = [*UPERNET.values(), OCRNET]
+
+# Smaller and shorter, nothing else: the data root comes from ADE20K_ROOT.
+SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1',
+         'default_hooks.checkpoint.interval=2', 'model.backbone.init_cfg=None', 'train_dataloader.batch_size=2',
+         *(f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
+           for option in ('num_workers=0', 'persistent_workers=False')),
+         'val_dataloader.dataset.indices=2', 'test_dataloader.dataset.indices=2']
+SMALL = ['train_dataloader.dataset.pipeline.3.crop_size=(64,64)', 'model.data_preprocessor.size=(64,64)',
+         *(f'{loader}_dataloader.dataset.pipeline.1.scale=(256,64)' for loader in ('val', 'test'))]
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
+def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_mmseg, tmp_path):
+    env = {'ADE20K_ROOT': str(ade_layout)}
+    train = run_mmseg('train', leaf, '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL, cwd=tmp_path,
+                      env=env)
+    assert train.returncode == 0, train.stdout[-3000:]
+    lines = [json.loads(line) for log in (tmp_path / 'work').glob('*/vis_data/scalars.json')
+             for line in log.read_text().splitlines()]
+    steps = [line for line in lines if 'loss' in line]
+    assert len(steps) == 2 and any('mIoU' in line for line in lines)
+    for step in steps:
+        assert ('loss_tokenprop' in step) == ('tokenprop' in leaf.stem)
+        assert step['loss'] == pytest.approx(sum(v for k, v in step.items() if 'loss_' in k), rel=1e-4)
+    test = run_mmseg('test', leaf, tmp_path / 'work' / 'iter_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
+                     *SHORT, *SMALL, cwd=tmp_path, env=env)
+    assert test.returncode == 0, test.stdout[-3000:]
+    assert re.search(r'mIoU: \d', test.stdout)
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
+def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
+    lines = leaf.read_text().splitlines()
+    assert len(lines) <= 20
+    assert re.fullmatch(r'# paper: mIoU \d\d\.\d', lines[0])
+    cfg = Config.fromfile(leaf)
+    assert cfg.train_dataloader.dataset.data_root == 'data/ade/ADEChallengeData2016'
+    assert cfg.train_cfg.max_iters == (150000 if leaf == OCRNET else 160000)
+    assert cfg.model.backbone.init_cfg.checkpoint
+
+
+def test_moto_takes_no_weight_decay_and_keeps_its_start_after_the_runner_initialised(ade_layout, tmp_path, monkeypatch):
+    import torch
+
+    from mmtok.runner import Runner
+    monkeypatch.setenv('ADE20K_ROOT', str(ade_layout))
+    cfg = Config.fromfile(UPERNET['moto-tokenprop'])
+    cfg.merge_from_dict(dict(work_dir=str(tmp_path), log_level='ERROR', launcher='none', experiment_name='decay',
+                             model=dict(backbone=dict(init_cfg=None))))
+    for placement in ('stem', 'token', 'branch'):
+        cfg.model.backbone.tokenizer.placement = placement
+        cfg.experiment_name = f'decay-{placement}'
+        torch.manual_seed(0)
+        runner = Runner.from_cfg(cfg)
+        tokenizer = runner.model.backbone.tokenizer
+        before = {name: p.clone() for name, p in tokenizer.named_parameters() if 'moto' in name}
+        # Two parameters of beta's and alpha's kind, the layout filters and their bias, and where it exists the gate
+        assert len(before) == (4 if placement == 'stem' else 5)
+        runner._init_model_weights()
+        moto = tokenizer.moto if placement == 'token' else tokenizer.stem.moto
+        assert moto.beta.eq(1).all() and moto.alpha.eq(0).all() and abs(moto.filters.weight.std() - 1) < 0.15
+        after = dict(tokenizer.named_parameters())
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        decay = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
+        assert all(decay[id(after[name])] == 0 for name in before)
+        assert decay[id(runner.model.backbone.trunk.blocks[0].attn.qkv.weight)] == 0.01
+
+
+WRONG = {
+    'hook without decoder': (['model.backbone.token_prop=None'], 'TokenPropHook is in custom_hooks, but no backbone'),
+    'decoder without hook': (['custom_hooks=[]'], 'nothing collects its loss: add custom_hooks='),
+    'unknown loss': (['model.backbone.token_prop.loss=l3'], "token_prop.loss='l3' is unknown; choose from 'l1', 'l2'"),
+    'unknown reduction': (['model.backbone.token_prop.reduction=max'], "token_prop.reduction='max' is unknown"),
+    'unknown partition': (['model.backbone.tokenizer.partition=fuzzy'], "partition='fuzzy' is unknown"),
+    'unknown placement': (['model.backbone.tokenizer.placement=head'], "placement='head' is unknown"),
+    'negative lambda': (['model.backbone.token_prop.loss_weight=-1'], 'loss_weight=-1 (lambda) must be a number'),
+    'NaN lambda': (['model.backbone.token_prop.loss_weight=nan'], 'loss_weight=nan (lambda) must be a number'),
+    'no entities': (['model.backbone.tokenizer.num_entities=0'], 'num_entities=0 must be a whole number of at least 1'),
+    'channels that do not match': (['model.backbone.tokenizer.embed_dims=96'],
+                                   'the tokenizer has embed_dims=96, but the trunk of DeiT takes embed_dims=384'),
+    'crop smaller than a token': (['train_dataloader.dataset.pipeline.3.crop_size=(8,8)'],
+                                  'train_dataloader.dataset.pipeline.3.crop_size=(8, 8) is smaller than one token'),
+    'missing data root': (['train_dataloader.dataset.data_root=/nowhere/ade'],
+                          "the data root '/nowhere/ade' (train_dataloader.dataset.data_root) is not there"),
+    'missing checkpoint': (['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=no.pth'],
+                           "checkpoint 'no.pth' (model.backbone.init_cfg) does not exist"),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_what_cannot_work_ends_in_one_sentence(case, ade_layout, run_mmseg, tmp_path):
+    options, sentence = WRONG[case]
+    base = [o for o in SHORT if case != 'missing checkpoint' or 'init_cfg' not in o]
+    run = run_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *base,
+                    'model.backbone.token_prop.output_scale=64', *options, cwd=tmp_path,
+                    env={'ADE20K_ROOT': str(ade_layout)})
+    last = run.stdout.strip().splitlines()[-1]
+    assert run.returncode == 1
+    assert last.startswith('mmtok: ') and sentence in last
+    assert 'Traceback' not in run.stdout and 'Iter(train)' not in run.stdout
+
+
+def test_data_root_of_the_environment_reaches_all_loaders(monkeypatch):
+    monkeypatch.setenv('ADE20K_ROOT', '/somewhere/else')
+    cfg = Config.fromfile(UPERNET[''])
+    assert {cfg[f'{name}_dataloader'].dataset.data_root for name in ('train', 'val', 'test')} == {'/somewhere/else'}
+
+
+def test_every_leaf_config_is_covered():
+    found = {path for path in Path(ROOT / 'configs').glob('*/*.py') if path.parent.name not in ('_base_', 'demo')}
+    assert found == set(LEAVES)

@@ -1,0 +1,47 @@
+"""Interleaved timing, spread, provenance and CSV files, shared by all benchmarks."""
+
+import csv
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def time_interleaved(functions: dict[str, Callable], repeats: int) -> dict[str, np.ndarray]:
+    """Milliseconds of each call, (repeats,) per function; rounds go through all functions, after one warm-up."""
+    times = {name: [] for name in functions}
+    for round_number in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if round_number:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def spread(values: np.ndarray) -> tuple[float, float, float]:
+    """Median, 20th and 80th percentile."""
+    return tuple(float(v) for v in np.percentile(values, [50, 20, 80]))
+
+
+def provenance(seed: int) -> dict[str, str | int]:
+    """What a number needs to be compared with another one."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line]
+        processor = names[0] if names else processor
+    return dict(device=processor, threads=torch.get_num_threads(), torch=torch.__version__,
+                python=platform.python_version(), seed=seed, date=time.strftime('%Y-%m-%d'))
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f'Written to {path}')
