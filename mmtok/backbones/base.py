@@ -56,9 +56,11 @@ class TokenBackbone(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Normalised images (B,3,H,W) of any size -> feature maps (B,C_k,H_k,W_k)."""
-        mask = padding_mask(x) if self.mask_padding else None
+        reconstruct = self.training and self.token_prop is not None
+        wanted = reconstruct or getattr(self.tokenizer, 'uses_mask', True)
+        mask = padding_mask(x) if self.mask_padding and wanted else None
         tokens = self.tokenizer(x, mask)
-        if self.training and self.token_prop is not None:
+        if reconstruct:
             self.token_prop.record(tokens, x, mask)
         return self.forward_trunk(tokens)
 

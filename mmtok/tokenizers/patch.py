@@ -19,13 +19,15 @@ class PatchTokenizer(PatchEmbed):
         patch_size: Side p of a patch; images are padded with zeros at the bottom and the right to its multiple.
     """
 
+    uses_mask = False  # each patch is on its own: padding changes no other token
+
     def __init__(self, in_channels: int = 3, embed_dims: int = 768, patch_size: int = 16):
         super().__init__(img_size=None, patch_size=patch_size, in_chans=in_channels, embed_dim=embed_dims,
                          output_fmt='NCHW', strict_img_size=False, dynamic_img_pad=True)
         self.embed_dims, self.stride = embed_dims, patch_size
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B,C,H,W) -> (B,D,ceil(H/p),ceil(W/p)). Each patch is on its own, so the padding mask changes nothing."""
+        """(B,C,H,W) -> (B,D,ceil(H/p),ceil(W/p)); the mask is ignored."""
         return super().forward(x)
 
 

@@ -42,6 +42,12 @@ def run_tool(name: str, *arguments, show: str) -> None:
         sys.exit(f"mmseg's {name}.py failed; the end of {log.relative_to(ROOT)}:\n{tail}")
 
 
+def short(path) -> Path:
+    """Relative to the project where it lies below."""
+    path = Path(path)
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def read_test_score() -> float:
     """mIoU between 0 and 1 from the JSON that mmseg's test.py wrote last."""
     newest = max((OUT / 'test').glob('*/*.json'), key=lambda path: path.stat().st_mtime)
@@ -83,11 +89,11 @@ def main() -> None:
     print(f'\nDone in {results["seconds"] / 60:.1f} minutes. mIoU on 60 images that were not trained on:')
     for name, score in scores.items():
         print(f'    {name:26} {score:.3f}')
-    print(f'Pictures     {pictures.relative_to(ROOT)} (input, ground truth, prediction, learned layout)\n'
-          f'Checkpoint   {checkpoint.relative_to(ROOT)}\n'
+    print(f'Pictures     {short(pictures)} (input, ground truth, prediction, learned layout)\n'
+          f'Checkpoint   {short(checkpoint)}\n'
           f'Logs, scores {OUT.relative_to(ROOT)}/train.log, test.log, results.json\n'
-          f'Real ADE20K  ADE20K_ROOT=/path/to/ADEChallengeData2016 {Path(sys.executable).relative_to(ROOT)} \\\n'
-          f'                 {TOOLS.relative_to(ROOT)}/train.py {REAL}')
+          f'Real ADE20K  ADE20K_ROOT=/path/to/ADEChallengeData2016 {short(sys.executable)} \\\n'
+          f'                 {short(TOOLS)}/train.py {REAL}')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,65 @@
+"""What the README says: its commands, its files, its config in five lines, its table, its measured numbers."""
+
+import csv
+import re
+from pathlib import Path
+
+import mmseg
+import pytest
+from mmengine.config import Config
+
+from conftest import ROOT
+from mmtok.registry import MODELS
+
+README = (ROOT / 'README.md').read_text()
+MMSEG = Path(mmseg.__file__).parent / '.mim'
+
+
+def test_five_lines_work_on_mmseg_s_own_config(tmp_path):
+    snippet = re.search(r'```python\n(.*?)```', README, re.S).group(1)
+    assert len(snippet.strip().splitlines()) <= 7
+    name = re.search(r"_base_ = './(.*)'", snippet).group(1)
+    upstream = MMSEG / 'configs' / 'vit' / name
+    (tmp_path / 'mine.py').write_text(snippet.replace(f'./{name}', str(upstream)))
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    from mmengine.registry import init_default_scope
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    assert model.backbone.tokenizer.placement == 'stem' and model.backbone.token_prop is not None
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.keys() >= {'moto', 'norm'}
+
+
+def test_every_linked_file_is_there():
+    for target in re.findall(r'\]\((?!http)([^)]+)\)', README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_table_shows_the_score_of_each_config():
+    rows = re.findall(r'\]\((configs/[^)]+)\).*\| (\d\d\.\d) \|', README)
+    assert len(rows) == 6
+    for path, score in rows:
+        assert (ROOT / path).read_text().startswith(f'# paper: mIoU {score}\n')
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / 'Makefile').read_text()
+    for target in re.findall(r'make (?:[A-Z]+=\S+ )*([a-z-]+)', README):
+        assert re.search(rf'^{target}:', makefile, re.M), target
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_mmseg_tools_are_where_the_readme_says(tool):
+    assert (MMSEG / 'tools' / f'{tool}.py').is_file()
+
+
+def test_measured_speed_comes_from_the_file():
+    """The table of the README is the committed CSV, rounded."""
+    with (ROOT / 'docs' / 'benchmarks' / 'moto_cpu.csv').open() as file:
+        measured = {(row['method'], row['direction']): row for row in csv.DictReader(file)}
+    table = re.findall(r'^\| (forward[ +backward]*) \| (.+?) \| (\d+) \| (\d+) \| (\S+) \|', README, re.M)
+    assert len(table) == len(measured) == 6
+    for direction, method, milliseconds, mebibytes, ratio in table:
+        row, ours = measured[method, direction], measured['mmtok', direction]
+        assert int(milliseconds) == round(float(row['ms_median'])), method
+        assert int(mebibytes) == round(float(row['peak_mib'])), method
+        assert ratio == f'{float(row["ms_median"]) / float(ours["ms_median"]):.1f}', method
