@@ -1,7 +1,7 @@
 # 8 real images at 192x192 without augmentation: a segmentor with MoTo and TokenProp should memorise them.
 # DeiT of width 128 and depth 4 with 8x8 patches; heads of 64 channels.
 _base_ = '../../configs/upernet/upernet_deit-s_moto-tokenprop_8xb2-160k_ade20k-512x512.py'
-width, heads, iterations = 128, 64, 1500
+width, heads, iterations = 128, 64, 500
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(192, 192)),

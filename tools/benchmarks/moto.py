@@ -1,6 +1,5 @@
 """MoTo on one feature map: the operator against the formula in plain PyTorch, a loop over entities or broadcast."""
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -71,8 +70,12 @@ def make_call(method: str, direction: str, inputs, upstream):
     return call
 
 
-def peak_kib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident_kib(name: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process. Linux: getrusage would report the parent's peak after exec."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise OSError(f'{name} is not in /proc/self/status')
 
 
 def print_memory(args) -> None:
@@ -80,9 +83,10 @@ def print_memory(args) -> None:
     small = make_inputs(type(args)(**{**vars(args), 'size': 16}))
     make_call(*args.memory_of, *small)()  # libraries and threads start before the base line
     call = make_call(*args.memory_of, *make_inputs(args))
-    before = peak_kib()
+    before = resident_kib('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
     call()
-    print((peak_kib() - before) / 1024)
+    print((resident_kib('VmHWM') - before) / 1024)
 
 
 def measure_memory(args, method: str, direction: str) -> float:
@@ -90,6 +94,10 @@ def measure_memory(args, method: str, direction: str) -> float:
     command = [sys.executable, str(Path(__file__).parents[1] / 'benchmark.py'), 'moto', *options]
     result = subprocess.run([*command, '--memory-of', method, direction], check=True, text=True, capture_output=True)
     return float(result.stdout)
+
+
+def ratio(a: float, b: float) -> str:
+    return f'{a / b:6.1f} x' if b else '     - '  # a map too small to show in the resident set
 
 
 def run(args) -> None:
@@ -112,10 +120,10 @@ def run(args) -> None:
         for name, values in times.items():
             median, low, high = spread(values)
             print(f'  {name:18} {median:8.1f} {low:8.1f} {high:8.1f} {memory[name]:8.0f}   '
-                  f'{median / ours:6.1f} x {memory[name] / memory["mmtok"]:6.1f} x')
+                  f'{ratio(median, ours)} {ratio(memory[name], memory["mmtok"])}')
             rows.append(dict(method=name, direction=direction, shape=shape, ms_median=round(median, 2),
                              ms_p20=round(low, 2), ms_p80=round(high, 2), peak_mib=round(memory[name], 1),
                              repeats=args.repeats, **provenance(args.seed)))
-        print(f'  {best / ours:.1f} times faster than the faster formula; '
-              f'{memory["formula, broadcast"] / memory["mmtok"]:.1f} times less memory than the broadcast form')
+        print(f'  faster than the faster formula: {ratio(best, ours)}; '
+              f'less memory than the broadcast form: {ratio(memory["formula, broadcast"], memory["mmtok"])}')
     write_csv(args.out, rows)
