@@ -23,6 +23,8 @@ PROBES = {
                           'known = [divmod(int(a[3:].rstrip("af")), 10) for a in torch.cuda.get_arch_list() '
                           'if a.startswith("sm_")]; '
                           'print(not own or any(k[0] == own[0] and k[1] <= own[1] for k in known))',
+    'opencv': 'import cv2',
+    'mmengine': 'import mmengine',
     'mmcv operators': 'import mmcv._ext; from mmcv.ops import get_compiling_cuda_version as v; print(v())',
     'mmseg': 'import mmseg.models',
     'mmdet': 'import mmdet.models',
@@ -77,9 +79,8 @@ def find_problems(env: Environment) -> list[tuple[str, str]]:
             f'opencv-python {env.versions.get("opencv-python")} needs numpy 2, but numpy {env.versions.get("numpy")} '
             'is installed', "pip install 'opencv-python<4.12'")
     problem(env.version('timm') < (1, 0, 20),
-            f'timm {env.versions.get("timm") or "is not installed; mmtok"} needs to be 1.0.20 or newer'
-            if env.has('timm') else 'timm is not installed, and every trunk comes from it',
-            "pip install 'timm>=1.0.20'")
+            f'timm {env.versions["timm"]} needs to be 1.0.20 or newer' if env.has('timm') else
+            'timm is not installed, and every trunk comes from it', "pip install 'timm>=1.0.20'")
     problem(env.probes.get('gpu known to torch') == 'False',
             f'torch {env.versions["torch"]} has no kernels for this GPU ({env.probes.get("gpu")})',
             'use the onedl stack: STACK=onedl make test')
@@ -88,8 +89,13 @@ def find_problems(env: Environment) -> list[tuple[str, str]]:
         problem(env.has(official) and env.has(fork), f'{official} and its fork {fork} overwrite each other',
                 f'pip uninstall -y {official} {fork}, then install one of them again')
     official = [name for name in FORKS if env.has(name)]
-    problem(official and env.python >= (3, 12),
-            f'the official {", ".join(official)} do not support Python {env.python[0]}.{env.python[1]}',
+    forks = [fork for fork in FORKS.values() if env.has(fork)]
+    problem(official and forks and not any(env.has(name) and env.has(fork) for name, fork in FORKS.items()),
+            f'{", ".join(official)} and the forks {", ".join(forks)} are mixed', 'install one family only: pip '
+            f'uninstall -y {" ".join(forks)} && pip install -r requirements/openmmlab.txt')
+    compiled = [name for name in official if name != 'mmengine']
+    problem(compiled and env.python >= (3, 12),
+            f'the official {", ".join(compiled)} do not support Python {env.python[0]}.{env.python[1]}',
             'use Python 3.10 or 3.11, or the forks: pip install -r requirements/onedl.txt')
     problem(env.has('mmengine') and torch >= (2, 6),
             f'torch {env.versions["torch"]} refuses to load the checkpoints that the official mmengine writes',
@@ -99,8 +105,18 @@ def find_problems(env: Environment) -> list[tuple[str, str]]:
     problem(mmcv and users and not (2, 0) <= mmcv < (2, 2),
             f'mmcv {env.versions.get("mmcv")} is outside of what {" and ".join(users)} accept (2.0 to 2.1)',
             "pip install --no-build-isolation 'mmcv==2.1.0'")
-    problem(not (env.has('mmengine') or env.has('onedl-mmengine')), 'mmengine is not installed',
+    has_engine = env.has('mmengine') or env.has('onedl-mmengine')
+    problem(not has_engine, 'mmengine is not installed',
             'pip install mmengine (or onedl-mmengine with torch 2.6 and up)')
+    has_opencv = env.has('opencv-python')
+    problem(not has_opencv, 'opencv-python is not installed, and mmcv needs it',
+            "pip install 'opencv-python<4.12'" if torch < (2, 3) else 'pip install opencv-python')
+    problem(has_opencv and env.probes.get('opencv') is None, f'opencv does not import ({env.errors.get("opencv", "")})',
+            'pip uninstall -y opencv-python && pip install opencv-python-headless'
+            + ("'<4.12'" if torch < (2, 3) else ''))
+    problem(has_engine and env.probes.get('mmengine') is None,
+            f'mmengine does not import ({env.errors.get("mmengine", "")})', install_missing(env, 'mmengine'))
+    sound = has_engine and has_opencv and env.probes.get('opencv') and env.probes.get('mmengine')
 
     name = next((name for name in ('mmcv', 'onedl-mmcv') if env.has(name)), None)
     if name is None:
@@ -110,18 +126,35 @@ def find_problems(env: Environment) -> list[tuple[str, str]]:
         rebuild = (f'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
                    f'{name}=={env.versions[name]}')
         operators = env.probes.get('mmcv operators')
-        problem(operators is None, f"{name}'s compiled operators do not load "
+        problem(sound and operators is None, f"{name}'s compiled operators do not load "
                 f'({env.errors.get("mmcv operators", "")}): they are missing or were built for another torch', rebuild)
-        problem(operators == 'not available' and env.probes.get('gpu') not in (None, 'none'),
-                f"{name}'s operators were compiled without CUDA, but there is a GPU: detectors will stop",
-                f'install the CUDA toolkit {env.probes.get("torch")}, then: FORCE_CUDA=1 {rebuild}')
     for module, names in (('mmseg', ('mmsegmentation', 'onedl-mmsegmentation')),
                           ('mmdet', ('mmdet', 'onedl-mmdetection'))):
-        missing = re.search(r"No module named '(\w+)'", env.errors.get(module, ''))
         problem(any(map(env.has, names)) and env.probes.get(module) is None and not problems,
-                f'{module} does not import ({env.errors.get(module, "")})',
-                f'pip install {missing.group(1)}' if missing else f'python -c "import {module}.models"')
+                f'{module} does not import ({env.errors.get(module, "")})', install_missing(env, module))
     return problems
+
+
+def install_missing(env: Environment, probe: str) -> str:
+    """The command that mends a failed import, as far as its message tells."""
+    missing = re.search(r"No module named '(\w+)", env.errors.get(probe, ''))
+    stack = 'onedl' if env.has('onedl-mmengine') else 'openmmlab'
+    return f'pip install {missing.group(1)}' if missing else f'pip install -r requirements/{stack}.txt'
+
+
+def find_notes(env: Environment) -> list[str]:
+    """What works less far than it could."""
+    notes = []
+    gpu = env.probes.get('gpu')
+    if env.probes.get('mmcv operators') == 'not available' and gpu not in (None, 'none'):
+        notes.append(f"mmcv's operators were compiled without CUDA, but there is a GPU ({gpu}): UperNet and "
+                     f'pretraining work, detectors stop. With the CUDA toolkit '
+                     f'{env.probes.get("torch")} installed: '
+                     'FORCE_CUDA=1 pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps mmcv')
+    for name in ('mmsegmentation', 'mmdet'):
+        if not (env.has(name) or env.has(FORKS[name])):
+            notes.append(f'{name} is not installed: its configs and tools are not at hand')
+    return notes
 
 
 def version_of(name: str) -> str | None:
@@ -138,7 +171,12 @@ def look() -> Environment:
     versions['opencv-python'] = versions['opencv-python'] or version_of('opencv-python-headless')
     env = Environment(sys.version_info[:3], versions)
     for name, code in PROBES.items() if versions['torch'] else ():
-        run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+        try:
+            run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                                 timeout=300)
+        except subprocess.TimeoutExpired:
+            env.probes[name], env.errors[name] = None, 'no answer within 300 seconds'
+            continue
         out, errors = run.stdout.strip().splitlines(), run.stderr.strip().splitlines()
         env.probes[name] = (out[-1] if out else 'ok') if run.returncode == 0 else None
         if run.returncode:
@@ -154,9 +192,13 @@ def main() -> int:
         if fork and env.has(fork):
             name = fork
         print(f'{name:20} {env.versions.get(name) or "not installed"}')
-    for name in ('torch', 'gpu', 'mmcv operators'):
-        label = {'torch': 'CUDA of torch', 'gpu': 'GPU', 'mmcv operators': 'CUDA of mmcv'}[name]
-        print(f'{label:20} {env.probes.get(name) or "does not load"}')
+    cuda = env.probes.get('mmcv operators')
+    operators = 'CPU only' if cuda == 'not available' else f'CUDA {cuda}' if cuda else 'do not load'
+    for label, value in (('CUDA of torch', env.probes.get('torch')), ('GPU', env.probes.get('gpu')),
+                         ('operators of mmcv', operators)):
+        print(f'{label:20} {value or "unknown"}')
+    for note in find_notes(env):
+        print(f'\nNOTE: {note}.')
     problems = find_problems(env)
     for sentence, command in problems:
         print(f'\nPROBLEM: {sentence}.\n  Mend it with: {command}')

@@ -1,5 +1,6 @@
 """Loads pretrained weights of official DeiT, timm and mmtok files into a backbone."""
 
+import math
 import os
 
 import torch
@@ -15,8 +16,13 @@ WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
 PREFIXES = ('module.', 'backbone.')
 
 
-def load_pretrained(backbone: nn.Module, filename: str) -> None:
+def load_pretrained(backbone: nn.Module, filename: str, prefix: str | None = None) -> None:
     """Load `filename` (path or URL) into a backbone with a tokenizer and a trunk, and log what was found.
+
+    A plain patch embedding goes to the tokenizer that has one (`plain_patch`); others keep their own start.
+
+    Args:
+        prefix: Take only the keys below this one, as mmengine's Pretrained does.
 
     Raises:
         ConfigError: When the file is missing or less than 90 % of the trunk matches; nothing is loaded then.
@@ -24,7 +30,11 @@ def load_pretrained(backbone: nn.Module, filename: str) -> None:
     if '://' not in filename and not os.path.isfile(filename):
         raise ConfigError(f'checkpoint {filename!r} (model.backbone.init_cfg) does not exist: put it there, name '
                           'another one, or train from scratch with --cfg-options model.backbone.init_cfg=None')
-    state = own_names(unwrap(CheckpointLoader.load_checkpoint(filename, map_location='cpu')))
+    state = unwrap(CheckpointLoader.load_checkpoint(filename, map_location='cpu'), prefix)
+    state = own_names(state, getattr(backbone.tokenizer, 'plain_patch', None))
+    if 'trunk.dist_token' in state:
+        raise ConfigError(f'checkpoint {filename!r} is a distilled DeiT, which has a second class token: '
+                          'take the file without "distilled" in its name')
     target = backbone.state_dict()
     resized = resize_position_embeddings(state, target, backbone)
     good = {key: value for key, value in state.items() if key in target and value.shape == target[key].shape}
@@ -44,24 +54,29 @@ def load_pretrained(backbone: nn.Module, filename: str) -> None:
         f'left as initialised: {", ".join(fresh) or "none"}; not used: {", ".join(unused) or "none"}')
 
 
-def unwrap(checkpoint: dict) -> dict[str, Tensor]:
+def unwrap(checkpoint: dict, prefix: str | None) -> dict[str, Tensor]:
     """The state dict inside a checkpoint, without the prefixes of wrappers and of a whole segmentor."""
     for name in WRAPPERS:
         if isinstance(checkpoint.get(name), dict):
             checkpoint = checkpoint[name]
             break
     state = {key: value for key, value in checkpoint.items() if isinstance(value, torch.Tensor)}
-    for prefix in PREFIXES:
-        if any(key.startswith(prefix) for key in state):
-            state = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+    for start in PREFIXES if prefix is None else (f'{prefix.rstrip(".")}.', ):
+        if any(key.startswith(start) for key in state):
+            state = {key[len(start):]: value for key, value in state.items() if key.startswith(start)}
     return state
 
 
-def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's and the authors' names -> ours: the patch embedding is the tokenizer, the rest the trunk."""
+def own_names(state: dict[str, Tensor], plain_patch: str | None) -> dict[str, Tensor]:
+    """timm's and the authors' names -> ours: the patch embedding is the tokenizer's, the rest the trunk's.
+
+    Args:
+        plain_patch: Where below the tokenizer a plain patch embedding sits, None where there is none to load.
+    """
     if any(key.startswith('trunk.') for key in state):
         return state
-    return {(f'tokenizer.{key[len("patch_embed."):]}' if key.startswith('patch_embed.') else f'trunk.{key}'): value
+    patch = 'patch_embed.' if plain_patch is None else f'tokenizer.{plain_patch}'
+    return {(patch + key[len('patch_embed.'):] if key.startswith('patch_embed.') else f'trunk.{key}'): value
             for key, value in state.items()}
 
 
@@ -70,8 +85,9 @@ def resize_position_embeddings(state: dict, target: dict, backbone: nn.Module) -
     key = 'trunk.pos_embed'
     if key not in state or key not in target or state[key].shape == target[key].shape:
         return 0
-    if state[key].shape[-1] != target[key].shape[-1]:
-        return 0  # another width: reported as a shape that does not fit
+    grid = state[key].shape[1] - backbone.trunk.num_prefix_tokens
+    if state[key].shape[-1] != target[key].shape[-1] or math.isqrt(grid) ** 2 != grid:
+        return 0  # another width or no square grid: reported as a tensor that does not fit
     state[key] = resample_abs_pos_embed(state[key], new_size=backbone.trunk.patch_embed.grid_size,
                                         num_prefix_tokens=backbone.trunk.num_prefix_tokens)
     return 1

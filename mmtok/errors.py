@@ -1,8 +1,11 @@
-"""The error of a configuration that cannot work."""
+"""The error of a configuration that cannot work, and checks that raise it."""
+
+import math
+import sys
 
 
 class ConfigError(ValueError):
-    """One sentence: what is wrong, where, and what to do. `mmtok.Runner` prints it without a traceback."""
+    """One sentence: what is wrong, where, and what to do. Uncaught, it is printed without a traceback."""
 
 
 def check_choice(name: str, value, choices) -> None:
@@ -12,5 +15,29 @@ def check_choice(name: str, value, choices) -> None:
 
 
 def check_positive_int(name: str, value) -> None:
+    """Refuse all but whole numbers from 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f'{name}={value!r} must be a whole number of at least 1')
+
+
+def is_number(value) -> bool:
+    """Whether this is a finite int or float (True and False are none)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_positive(name: str, value) -> None:
+    """Refuse all but finite numbers above 0."""
+    if not is_number(value) or value <= 0:
+        raise ConfigError(f'{name}={value!r} must be a positive number')
+
+
+def print_one_sentence(kind, error, traceback, otherwise=sys.excepthook) -> None:
+    """`sys.excepthook` that ends a program on a ConfigError with its message alone."""
+    if issubclass(kind, ConfigError):
+        print(f'mmtok: {error}', file=sys.stderr)
+    else:
+        otherwise(kind, error, traceback)
+
+
+if sys.excepthook.__name__ != 'print_one_sentence':
+    sys.excepthook = print_one_sentence

@@ -29,6 +29,16 @@ def ade_layout(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='session')
+def drawn_ade(tmp_path_factory) -> Path:
+    """A few drawn images in ADE20K's layout, for tests that must run anywhere."""
+    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
+    from scenes import draw_ade_folder
+    root = tmp_path_factory.mktemp('drawn_ade') / 'data'
+    draw_ade_folder(root, train=4, val=2)
+    return root
+
+
+@pytest.fixture(scope='session')
 def run_mmseg():
     """Run mmseg's own `tools/<name>.py` as a user would: from another folder and without PYTHONPATH."""
     import mmseg

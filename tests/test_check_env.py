@@ -7,14 +7,15 @@ import sys
 import pytest
 
 from conftest import ROOT
-from mmtok.check_env import Environment, find_problems, look
+from mmtok.check_env import Environment, find_notes, find_problems, look
 
 OPENMMLAB = {'torch': '2.1.2+cu121', 'torchvision': '0.16.2', 'numpy': '1.26.4', 'opencv-python': '4.11.0.86',
              'timm': '1.0.31', 'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
 ONEDL = {'torch': '2.8.0', 'torchvision': '0.23.0', 'numpy': '2.2.6', 'opencv-python': '4.12.0.88', 'timm': '1.0.31',
          'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1',
          'onedl-mmsegmentation': '1.4.2'}
-PROBES = {'torch': '12.1', 'gpu': 'none', 'gpu known to torch': 'True', 'mmcv operators': 'not available',
+PROBES = {'opencv': 'ok', 'mmengine': 'ok', 'torch': '12.1', 'gpu': 'none', 'gpu known to torch': 'True',
+          'mmcv operators': 'not available',
           'mmseg': 'ok', 'mmdet': 'ok'}
 
 
@@ -52,7 +53,13 @@ def test_mmcv_built_against_newer_torch_still_works():
      'torch 2.1.2+cu121 does not import (libcudart.so.12: cannot open)', '--force-reinstall torch==2.1.2'),
     (OPENMMLAB, dict(probes={'mmcv operators': None}, errors={'mmcv operators': 'undefined symbol'}),
      "mmcv's compiled operators do not load (undefined symbol)", '--no-cache-dir --force-reinstall --no-deps mmcv=='),
-    (OPENMMLAB, dict(probes={'gpu': 'NVIDIA H100'}), 'compiled without CUDA, but there is a GPU', 'FORCE_CUDA=1'),
+    (OPENMMLAB, dict(opencv_python=None), 'opencv-python is not installed', 'opencv-python<4.12'),
+    (OPENMMLAB, dict(probes={'opencv': None, 'mmcv operators': None, 'mmseg': None},
+                     errors={'opencv': 'libGL.so.1: cannot open shared object file'}),
+     'opencv does not import (libGL.so.1', 'opencv-python-headless'),
+    (OPENMMLAB, dict(probes={'mmengine': None}, errors={'mmengine': "No module named 'addict'"}),
+     'mmengine does not import', 'pip install addict'),
+    (OPENMMLAB, dict(mmcv=None, onedl_mmcv='2.3.6'), 'and the forks onedl-mmcv are mixed', 'pip uninstall'),
     (OPENMMLAB, dict(probes={'gpu': 'NVIDIA B200', 'gpu known to torch': 'False', 'mmcv operators': '12.1'}),
      'has no kernels for this GPU (NVIDIA B200)', 'STACK=onedl'),
     (OPENMMLAB, dict(probes={'mmseg': None}, errors={'mmseg': "ModuleNotFoundError: No module named 'ftfy'"}),
@@ -61,6 +68,21 @@ def test_mmcv_built_against_newer_torch_still_works():
 def test_problem_is_named_with_its_remedy(versions, options, sentence, command):
     problems = problems_of(versions, **options)
     assert any(sentence in said and command in mend for said, mend in problems), problems
+
+
+def test_one_cause_is_one_problem():
+    broken = dict(probes={'opencv': None, 'mmcv operators': None, 'mmseg': None, 'mmdet': None})
+    assert len(problems_of(OPENMMLAB, **broken)) == 1
+    assert len(problems_of(OPENMMLAB, mmengine=None, probes={'mmengine': None, 'mmcv operators': None})) == 1
+
+
+def test_cpu_operators_beside_a_gpu_are_a_note_and_no_problem():
+    """What the set-up builds on a GPU machine without nvcc must pass its own check."""
+    env = Environment((3, 11), OPENMMLAB, {**PROBES, 'gpu': 'NVIDIA H100'})
+    assert find_problems(env) == []
+    assert any('compiled without CUDA, but there is a GPU (NVIDIA H100)' in note for note in find_notes(env))
+    without = Environment((3, 11), {**OPENMMLAB, 'mmdet': None}, PROBES)
+    assert any('mmdet is not installed' in note for note in find_notes(without))
 
 
 def test_this_environment_works():

@@ -45,6 +45,42 @@ def test_position_embedding_is_resampled_as_timm_does(peer, tmp_path):
     assert torch.equal(ours, resample_abs_pos_embed(peer.pos_embed, (32, 24), num_prefix_tokens=1))
 
 
+@pytest.mark.parametrize('placement', ['token', 'branch'])
+def test_plain_checkpoint_starts_exactly_as_it_was(placement, peer, tmp_path):
+    torch.save({'model': peer.state_dict()}, tmp_path / 'file.pth')
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        plain = pretrained(tmp_path / 'file.pth')(x)[0]
+        moto = pretrained(tmp_path / 'file.pth', tokenizer=dict(type='mmtok.MoToTokenizer', placement=placement))(x)[0]
+    assert torch.equal(moto, plain)
+
+
+def test_frozen_tokenizer_stays_random(peer, tmp_path):
+    torch.save({'model': peer.state_dict()}, tmp_path / 'file.pth')
+    frozen = dict(type='mmtok.FrozenTokenizer')
+    model = pretrained(tmp_path / 'file.pth', tokenizer=frozen)
+    assert model.tokenizer.proj.weight.abs().max() <= (6 / (768 + 192)) ** 0.5
+    assert not torch.equal(model.tokenizer.proj.weight, peer.patch_embed.proj.weight)
+    torch.save(model.state_dict(), tmp_path / 'ours.pth')  # a frozen pretraining brings its own along
+    assert torch.equal(pretrained(tmp_path / 'ours.pth', tokenizer=frozen).tokenizer.proj.weight,
+                       model.tokenizer.proj.weight)
+
+
+def test_distilled_file_is_refused(tmp_path):
+    state = timm.create_model('deit_tiny_distilled_patch16_224').state_dict()
+    torch.save({'model': state}, tmp_path / 'file.pth')
+    with pytest.raises(ConfigError, match='is a distilled DeiT, which has a second class token'):
+        pretrained(tmp_path / 'file.pth')
+
+
+def test_list_and_prefix_of_init_cfg(peer, tmp_path):
+    torch.save({'state_dict': {f'student.net.{k}': v for k, v in peer.state_dict().items()}}, tmp_path / 'file.pth')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'), prefix='student.net')
+    model = DeiT('tiny', init_cfg=[cfg])
+    model.init_weights()
+    assert torch.equal(model.trunk.cls_token, peer.cls_token)
+
+
 def test_tokenizer_of_another_kind_starts_fresh(peer, tmp_path):
     torch.save(peer.state_dict(), tmp_path / 'file.pth')
     model = pretrained(tmp_path / 'file.pth', tokenizer=dict(type='mmtok.MoToTokenizer'), token_prop=dict())

@@ -97,6 +97,13 @@ WRONG = {
                                    'the tokenizer has embed_dims=96, but the trunk of DeiT takes embed_dims=384'),
     'crop smaller than a token': (['train_dataloader.dataset.pipeline.3.crop_size=(8,8)'],
                                   'train_dataloader.dataset.pipeline.3.crop_size=(8, 8) is smaller than one token'),
+    'channels that do not fit the neck': (['model.backbone.arch=tiny'],
+                                          'model.neck.in_channels=[384, 384, 384, 384], but DeiT gives it maps of'),
+    'channels of the image': (['model.backbone.tokenizer.in_channels=4'],
+                              'the tokenizer has in_channels=4, but model.data_preprocessor.mean has 3 values'),
+    'whole-number means': (['model.data_preprocessor.mean=[128,128,128]'],
+                           'mask_padding=True reads the padding off the input'),
+    'padding that is not 0': (['model.data_preprocessor.pad_val=7'], 'pad value 7'),
     'missing data root': (['train_dataloader.dataset.data_root=/nowhere/ade'],
                           "the data root '/nowhere/ade' (train_dataloader.dataset.data_root) is not there"),
     'missing checkpoint': (['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=no.pth'],
@@ -105,16 +112,48 @@ WRONG = {
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_what_cannot_work_ends_in_one_sentence(case, ade_layout, run_mmseg, tmp_path):
+def test_what_cannot_work_ends_in_one_sentence(case, drawn_ade, run_mmseg, tmp_path):
     options, sentence = WRONG[case]
     base = [o for o in SHORT if case != 'missing checkpoint' or 'init_cfg' not in o]
     run = run_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *base,
                     'model.backbone.token_prop.output_scale=64', *options, cwd=tmp_path,
-                    env={'ADE20K_ROOT': str(ade_layout)})
+                    env={'ADE20K_ROOT': str(drawn_ade)})
     last = run.stdout.strip().splitlines()[-1]
     assert run.returncode == 1
     assert last.startswith('mmtok: ') and sentence in last
     assert 'Traceback' not in run.stdout and 'Iter(train)' not in run.stdout
+
+
+def test_one_sentence_without_our_runner_too(drawn_ade, run_mmseg, tmp_path):
+    """A user's own config need not name `runner_type`: the sentence comes from the hook or the first forward."""
+    for case in ('decoder without hook', 'hook without decoder', 'whole-number means'):
+        options, sentence = WRONG[case]
+        run = run_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT,
+                        'runner_type=Runner', *options, cwd=tmp_path, env={'ADE20K_ROOT': str(drawn_ade)})
+        last = run.stdout.strip().splitlines()[-1]
+        assert run.returncode == 1 and last.startswith('mmtok: ') and sentence in last
+        assert 'Traceback' not in run.stdout and 'Iter(train)' not in run.stdout
+
+
+def test_missing_data_root_of_a_test():
+    cfg = Config.fromfile(UPERNET[''])
+    from mmtok.errors import ConfigError
+    from mmtok.preflight import check_data
+    with pytest.raises(ConfigError, match=r"the data root 'data/ade/ADEChallengeData2016' \(test_dataloader"):
+        check_data(cfg, 'test_dataloader')
+
+
+@pytest.mark.parametrize('crop, fits', [((512, 512), True), ((8, 512), False), (8, False), ((0.3, 0.7), True),
+                                        (None, True)], ids=str)
+def test_only_crops_in_pixels_are_measured(crop, fits):
+    from mmtok.errors import ConfigError
+    from mmtok.preflight import check_image_size
+    cfg = dict(train_dataloader=dict(dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=crop)])))
+    if fits:
+        check_image_size(cfg, 16)
+    else:
+        with pytest.raises(ConfigError, match='smaller than one token'):
+            check_image_size(cfg, 16)
 
 
 def test_data_root_of_the_environment_reaches_all_loaders(monkeypatch):

@@ -7,7 +7,6 @@ import torch
 from mmtok.backbones import DeiT
 from mmtok.backbones.deit import ARCHS
 from mmtok.errors import ConfigError
-from mmtok.tokenprop.hook import attach
 
 NANO = dict(embed_dims=24, depth=3, num_heads=2)
 TOKENIZERS = [dict(type='mmtok.PatchTokenizer'), dict(type='mmtok.FrozenTokenizer'),
@@ -79,7 +78,7 @@ def test_trains_at_odd_sizes(tokenizer, token_prop, size):
         torch.nn.init.constant_(model.tokenizer.moto_gate, 0.3)
     losses = []
     if token_prop is not None:
-        attach(model).remove()  # what the loss would be fetched by
+        model.token_prop.collected = True  # this test fetches the loss itself
     outs = model(torch.randn(2, 3, *size))
     if token_prop is not None:
         losses.append(model.token_prop.take())
@@ -114,6 +113,12 @@ def test_drop_path_rises_to_its_rate():
 @pytest.mark.parametrize('options, message', [
     (dict(arch='huge'), "arch='huge' is unknown; choose from 'tiny', 'small', 'base'"),
     (dict(out_indices=(12,)), r'out_indices=\[12\] must name blocks of a trunk of depth 12'),
+    (dict(out_indices=(5, 2)), r'out_indices=\[5, 2\] must name blocks .* each once and in rising order'),
+    (dict(out_indices=(-1, 11)), r'out_indices=\[-1, 11\]'),
+    (dict(arch=dict(embed_dims=30, depth=1)), 'must have exactly the keys embed_dims, depth, num_heads'),
+    (dict(arch=dict(embed_dims=30, depth=1, num_heads=4)), 'embed_dims=30 of the arch is no multiple of num_heads=4'),
+    (dict(tokenizer=dict(type='mmtok.MoToTokenizer', backend='cuda')), "backend='cuda' is unknown"),
+    (dict(tokenizer=dict(type='mmtok.MoToTokenizer', tau='0.1')), "tau='0.1' must be a positive number"),
     (dict(tokenizer=dict(type='mmtok.PatchTokenizer', embed_dims=96)),
      'the tokenizer has embed_dims=96, but the trunk of DeiT takes embed_dims=384'),
     (dict(tokenizer=dict(type='mmtok.MoToTokenizer', patch_size=8)), 'the tokenizer has patch_size=8'),

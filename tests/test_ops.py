@@ -1,11 +1,12 @@
 """`mmtok.ops` against the float64 reference: values and every gradient."""
 
 import itertools
+import random
 
 import pytest
 import torch
 
-from mmtok.ops import moto, moto_from_logits
+from mmtok.ops import dispatch, moto, moto_from_logits
 from mmtok.ops.reference import layout_reference, moto_reference
 
 # (B, C, H, W, n), labelled by what is odd about it
@@ -251,6 +252,54 @@ def test_bad_input_is_named(change, message):
 
 
 def test_backend_can_be_forced_by_the_environment(monkeypatch):
+    inputs = torch.ones(1, 3, 4, 4), torch.ones(1, 2, 4, 4) / 2, torch.ones(2, 3), torch.zeros(2, 3)
     monkeypatch.setenv('MMTOK_BACKEND', 'nonsense')
     with pytest.raises(ValueError, match='nonsense'):
-        moto(torch.ones(1, 3, 4, 4), torch.ones(1, 2, 4, 4) / 2, torch.ones(2, 3), torch.zeros(2, 3))
+        moto(*inputs)
+    monkeypatch.setenv('MMTOK_BACKEND', 'reference')
+    called = []
+    monkeypatch.setattr(dispatch, 'moto_reference', lambda *a: called.append(a) or moto_reference(*a))
+    moto(*inputs)
+    moto(*inputs, backend='torch')
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize('backend', ['reference', 'torch'])
+@pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 0, 5)], ids=str)
+def test_empty_maps(shape, backend):
+    x = torch.ones(shape, requires_grad=True)
+    layout = torch.ones(shape[0], 2, *shape[2:])
+    moto(x, layout, torch.ones(2, 3), torch.zeros(2, 3), backend=backend).sum().backward()
+    assert x.grad.shape == shape
+
+
+def test_frozen_map_still_gives_gradients_of_beta_and_alpha():
+    x, layout, beta, alpha, _, upstream = (t if t is None else t.float() for t in draw(SHAPES['usual'], 'soft', False))
+    expected = value_and_grads(moto, (x, layout, beta, alpha), upstream, torch.float32)[3:]
+    beta, alpha = beta.requires_grad_(), alpha.requires_grad_()
+    actual = torch.autograd.grad(moto(x, layout, beta, alpha), (beta, alpha), upstream)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize('block', range(4))
+def test_random_cases(block):
+    """Shapes, entities, partitions, statistics, masks, offsets and memory formats at random; both operators."""
+    rng = random.Random(block)
+    for case in range(60):
+        shape = (rng.choice([1, 2, 3]), rng.randint(1, 24), rng.randint(1, 24), rng.randint(1, 24), rng.randint(1, 12))
+        partition, statistics = rng.choice(['soft', 'hard']), rng.choice(['region', 'product'])
+        x, layout, beta, alpha, mask, upstream = draw(shape, partition, rng.random() < 0.5, seed=1000 * block + case)
+        offset = rng.choice([0, 0, 1, 1e3])
+        if statistics == 'region':
+            x = x + offset * torch.where(layout.argmax(1, keepdim=True) % 2 == 1, 1, -1)
+        inputs = [t.float().double() for t in (x, layout, beta, alpha)]
+        upstream = upstream.float().double()
+        expected = value_and_grads(lambda *a, s=statistics, m=mask: moto_reference(*a, statistics=s, mask=m), inputs,
+                                   upstream, torch.float64)
+        last = rng.random() < 0.3
+
+        def fast(x, *rest, s=statistics, m=mask, last=last):
+            x = x.contiguous(memory_format=torch.channels_last) if last else x
+            return moto(x, *rest, statistics=s, mask=m, backend='torch')
+        actual = value_and_grads(fast, inputs, upstream, torch.float32)
+        assert_close(actual, expected, 5e-5, ('y', 'dx', 'dlayout', 'dbeta', 'dalpha'))

@@ -1,9 +1,11 @@
 """`tools/setup_env.py` with a stand-in for pip: order, resuming, changed pins, messages, two runs at once."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -87,6 +89,9 @@ def test_python_that_does_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(setup_env.sys, 'version_info', Version((3, 9, 18)))
     with pytest.raises(setup_env.StepError, match='make PYTHON=python3.11 test'):
         setup_env.resolve_stack('onedl')
+    monkeypatch.setattr(setup_env.sys, 'version_info', Version((3, 14, 0)))
+    with pytest.raises(setup_env.StepError, match='takes Python 3.10 to 3.13'):
+        setup_env.resolve_stack('openmmlab')
 
 
 def test_second_run_waits_for_the_first(tmp_path):
@@ -121,6 +126,78 @@ setup_env.main()
     assert first.wait() == 0 and second.returncode == 0
     assert 'Another set-up of .envs/onedl is running; waiting for it.' in second.stdout
     assert 'working' not in second.stdout
+
+
+def test_lock_outlives_a_killed_set_up(tmp_path):
+    """kill -9 leaves pip running: nobody else may touch the environment until it has ended."""
+    code = f'''
+import fcntl, sys
+sys.path.insert(0, {str(ROOT / "tools")!r})
+import setup_env
+from pathlib import Path
+setup_env.ENVS = setup_env.ROOT = Path({str(tmp_path)!r})
+(setup_env.ROOT / 'requirements').mkdir()
+(setup_env.ROOT / 'requirements' / 'onedl.txt').touch()
+lock = (setup_env.ENVS / 'onedl.lock').open('w')
+fcntl.flock(lock, fcntl.LOCK_EX)
+setup = setup_env.Setup('onedl', (lock.fileno(), ))
+setup.label = 'step'
+setup.run('step', 'sh', '-c', 'echo started > {tmp_path}/started; sleep 4')
+'''
+    parent = subprocess.Popen([sys.executable, '-c', code])
+    while not (tmp_path / 'started').exists():
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    with (tmp_path / 'onedl.lock').open('w') as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # free once the child has ended
+
+
+def test_environment_without_its_python_is_made_again(setup):
+    setup('openmmlab').install()
+    setup('openmmlab').python.unlink()
+    assert not setup('openmmlab').is_done()
+    setup.ran.clear()
+    setup('openmmlab').install()
+    assert setup.ran == STEPS
+
+
+def test_broken_environment_is_named(setup, monkeypatch):
+    monkeypatch.setattr(setup, 'probe', setup_env.Setup.probe)
+    with pytest.raises(setup_env.StepError, match=r'\[4/7\] mmcv failed: .*run the same command again'):
+        setup('openmmlab').install()  # its python is an empty file
+
+
+def test_no_compiler_is_said_before_anything_is_downloaded(setup, monkeypatch):
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: None)
+    with pytest.raises(setup_env.StepError, match=r'No C\+\+ compiler found'):
+        setup('openmmlab').install()
+    assert setup.ran == []
+
+
+@pytest.mark.parametrize('nvcc, built', [(True, {'FORCE_CUDA': '1'}), (False, {'FORCE_CUDA': '0'})])
+def test_gpu_with_and_without_nvcc(setup, monkeypatch, nvcc, built, capsys):
+    calls = []
+
+    class WithGpu(setup):
+        def probe(self, code):
+            return json.dumps([True, '12.1', '2.1.2+cu121', '/usr/local/cuda'])
+
+        def ops_load(self, with_cuda=False):
+            return len(calls) > (0 if nvcc else 1)  # the prebuilt wheel does not load
+
+        def pip(self, name, *arguments, extra=None):
+            if name == 'mmcv':
+                calls.append((arguments, extra or {}))
+    monkeypatch.setattr(setup_env, 'nvcc_fits', lambda home, cuda: nvcc)
+    WithGpu('openmmlab').install()
+    assert calls[-1][1].items() >= built.items()
+    assert len(calls) == (1 if nvcc else 2)
+    if not nvcc:
+        assert '--only-binary' in calls[0][0] and 'cu121/torch2.1.0' in ' '.join(calls[0][0])
+        assert "mmcv's CPU operators are compiled" in capsys.readouterr().out
 
 
 def test_every_pin_is_exact_or_bounded():

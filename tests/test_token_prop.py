@@ -65,6 +65,8 @@ def test_padding_is_no_part_of_the_target_or_the_loss():
     for reduction in REDUCTIONS:
         a, b = (reconstruction_loss(o, target, real, 'l2', reduction) for o in (output, changed))
         assert torch.equal(a, b)
+    filled = torch.where(mask, padded, 1e3)  # whatever the padding holds
+    assert torch.equal(make_target(filled, mask, (5, 8))[0], target)
     partial, weight = make_target(padded, mask, (3, 3))
     assert partial.abs().max() < 5 and ((weight > 0) & (weight < 1)).any()
 
@@ -117,7 +119,7 @@ def test_lambda_one_stays_finite_under_bf16(reduction):
 def test_hook_function_moves_the_loss_once():
     torch.manual_seed(0)
     model = Classifier(token_prop=dict())
-    handle = attach(model)
+    detach = attach(model)
     x = torch.randn(2, 3, 64, 64)
     losses = model(x, mode='loss')
     assert set(losses) == {'loss_cls', LOSS_NAME} and losses[LOSS_NAME].requires_grad
@@ -125,7 +127,14 @@ def test_hook_function_moves_the_loss_once():
     assert isinstance(model(x), torch.Tensor) and model.backbone.token_prop.value is None  # mode='tensor'
     assert LOSS_NAME in model(x, None, 'loss')  # positional, as some callers pass it
     copy.deepcopy(model)  # what mmengine's EMA does
-    handle.remove()
+    model.backbone(x)  # an iteration that failed between backbone and head
+    stale = model.backbone.token_prop.value
+    assert model(x, mode='loss')[LOSS_NAME].item() == pytest.approx(stale.item())
+    detach()
+    assert not model._forward_hooks and not model._forward_pre_hooks
+    with pytest.raises(ConfigError, match='nothing collects its loss'):
+        model(x, mode='loss')
+    assert model.backbone.token_prop.value is None
 
 
 def test_gradient_reaches_the_tokenizer_and_the_decoder_only():
@@ -185,6 +194,8 @@ def test_half_a_decoder_is_an_error():
     (dict(reduction='max'), "token_prop.reduction='max' is unknown; choose from 'sum', 'mean'"),
     (dict(loss_weight=-1.0), r'token_prop.loss_weight=-1.0 \(lambda\) must be a number of at least 0'),
     (dict(loss_weight=float('nan')), 'token_prop.loss_weight=nan'),
+    (dict(loss_weight=None), 'token_prop.loss_weight=None'),
+    (dict(loss_weight=True), 'token_prop.loss_weight=True'),
     (dict(width=0), 'token_prop.width=0'),
     (dict(output_scale=0), 'token_prop.output_scale=0'),
 ])

@@ -7,7 +7,7 @@ from timm.layers import PatchEmbed
 from mmtok.errors import ConfigError
 from mmtok.registry import MODELS
 from mmtok.tokenizers import FrozenTokenizer, MoToTokenizer, PatchTokenizer
-from mmtok.tokenizers.padding import padding_mask
+from mmtok.tokenizers.padding import valid_mask
 
 TOKENIZERS = {
     'patch': lambda: PatchTokenizer(3, 24, 8),
@@ -26,7 +26,7 @@ def test_any_image_size_gives_a_token_map(name, size):
     torch.manual_seed(0)
     tokenizer = TOKENIZERS[name]()
     x = torch.randn(2, 3, *size)
-    tokens = tokenizer(x, padding_mask(x))
+    tokens = tokenizer(x, valid_mask(x))
     assert tokens.shape == (2, 24, -(-size[0] // 8), -(-size[1] // 8))
     assert tokens.isfinite().all()
 
@@ -77,8 +77,8 @@ def test_padding_changes_nothing_with_a_mask_and_something_without(placement):
     tokenizer = MoToTokenizer(3, 24, 8, placement=placement, gate=None if placement == 'stem' else 0.7)
     image = torch.randn(1, 3, 24, 32)
     padded = torch.nn.functional.pad(image, (0, 16, 0, 40))
-    alone = tokenizer(image, padding_mask(image))
-    masked, unmasked = tokenizer(padded, padding_mask(padded)), tokenizer(padded)
+    alone = tokenizer(image, valid_mask(image))
+    masked, unmasked = tokenizer(padded, valid_mask(padded)), tokenizer(padded)
     assert torch.allclose(masked[..., :3, :4], alone, atol=1e-5)
     assert (unmasked[..., :3, :4] - alone).abs().max() > 1e-2
 

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVS = ROOT / '.envs'
-STACKS = {'openmmlab': ((3, 10), (3, 11)), 'onedl': ((3, 10), (3, 99))}  # the Python range of each
+STACKS = {'openmmlab': ((3, 10), (3, 11)), 'onedl': ((3, 10), (3, 13))}  # the Python versions of each torch
 BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil')
 PREBUILT_MMCV = 'https://download.openmmlab.com/mmcv/dist/cu{cuda}/torch{torch}/index.html'
 PULSE = 30  # seconds between two signs of life where the output is not a terminal
@@ -49,17 +50,20 @@ def resolve_stack(stack):
         print(f'Python {version[0]}.{version[1]}: the openmmlab stack (torch 2.1.2) ends at Python 3.11, '
               'so STACK=onedl is used.', file=sys.stderr)
         stack = 'onedl'
-    if version < STACKS[stack][0]:
-        raise StepError(f'Python {version[0]}.{version[1]} is too old for the {stack} stack: it needs Python 3.10 '
-                        'or newer. Name another interpreter, for example: make PYTHON=python3.11 test')
+    oldest, newest = STACKS[stack]
+    if not oldest <= version <= newest:
+        raise StepError(f'Python {version[0]}.{version[1]} does not fit the {stack} stack, which takes Python '
+                        f'{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}. Name another interpreter, for example: '
+                        'make PYTHON=python3.11 test')
     return stack
 
 
 class Setup:
     """The steps of one stack, in order, with their logs and fingerprints."""
 
-    def __init__(self, stack):
+    def __init__(self, stack, pass_fds=()):
         self.stack = stack
+        self.pass_fds = pass_fds  # the lock: it lasts until the last child that holds it ends, also after a kill
         self.env = ENVS / stack
         self.python = self.env / 'bin' / 'python'
         self.logs = ENVS / 'logs'
@@ -74,7 +78,7 @@ class Setup:
     def steps(self):
         """(name, what it depends on, function) of each step."""
         return [
-            ('venv', [sys.version, sys.executable, str(self.env)], self.make_venv),
+            ('venv', [sys.version, sys.base_prefix, str(self.env)], self.make_venv),
             ('build-tools', self.pinned(*BUILD_TOOLS),
              lambda: self.pip('build-tools', *self.pinned(*BUILD_TOOLS))),
             ('torch', self.pinned('torch', 'torchvision', 'numpy'),
@@ -92,9 +96,15 @@ class Setup:
         except (OSError, ValueError):
             return {}
 
+    def save_state(self, state):
+        """All or nothing, also when the process is killed meanwhile."""
+        draft = self.state_file.with_suffix('.new')
+        draft.write_text(json.dumps(state, indent=1))
+        os.replace(draft, self.state_file)
+
     def is_done(self):
         state = self.load_state()
-        return all(state.get(name) == mark for name, mark, _ in self.marked_steps())
+        return self.python.exists() and all(state.get(name) == mark for name, mark, _ in self.marked_steps())
 
     def marked_steps(self):
         """Each mark covers the steps before it too: what changed early repeats all that follows."""
@@ -108,27 +118,34 @@ class Setup:
         state = self.load_state()
         print(f'Setting up .envs/{self.stack} with Python {sys.version.split()[0]} '
               f'(logs in {self.logs.relative_to(ROOT)}/).', flush=True)
+        if not self.python.exists():
+            state = {}
+        if shutil.which(os.environ.get('CXX', 'c++')) is None and shutil.which('g++') is None:
+            raise StepError("No C++ compiler found, and mmcv's operators are compiled from source. Install one "
+                            '(Debian: apt-get install g++), then run the same command again.')
         for number, (name, mark, function) in enumerate(steps, 1):
             self.label = f'[{number}/{len(steps)}] {name}'
             if state.get(name) == mark and self.python.exists():
                 print(f'{self.label}: done before', flush=True)
                 continue
-            function()
-            state = {**self.load_state(), name: mark}
-            self.state_file.write_text(json.dumps(state, indent=1))
+            try:
+                function()
+                state = {**self.load_state(), name: mark}
+                self.save_state(state)
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                raise StepError(f'{self.label} failed: {error}. Log: {self.log(name)}. Mend that, then run the same '
+                                f'command again; or delete {self.env.relative_to(ROOT)} to start afresh.') from error
         print(f'Environment ready: {self.python.relative_to(ROOT)}', flush=True)
 
     # -- the steps that are more than one pip call --------------------------------------------------
 
     def make_venv(self):
         if self.env.exists():
+            self.state_file.unlink(missing_ok=True)  # first: half a tree must not pass for a finished one
             shutil.rmtree(self.env)
         self.run('venv', sys.executable, '-m', 'venv', self.env)
 
     def make_mmcv(self):
-        if shutil.which(os.environ.get('CXX', 'c++')) is None and shutil.which('g++') is None:
-            raise StepError(f"{self.label}: no C++ compiler found, and mmcv's operators are compiled from source. "
-                            'Install one (Debian: apt-get install g++), then run the same command again.')
         pins = self.pinned('mmcv', 'onedl-mmcv')
         gpu = json.loads(self.probe(
             'import json, torch; from torch.utils.cpp_extension import CUDA_HOME as home; '
@@ -160,7 +177,7 @@ class Setup:
 
     def ops_load(self, with_cuda=False):
         code = 'from mmcv.ops import get_compiling_cuda_version as v; print(v())'
-        result = subprocess.run([self.python, '-c', code], capture_output=True, text=True, env=clean_environment())
+        result = subprocess.run([self.python, '-c', code], capture_output=True, text=True, env=self.clean_environment())
         return result.returncode == 0 and not (with_cuda and 'not available' in result.stdout)
 
     # -- running things -----------------------------------------------------------------------------
@@ -168,9 +185,22 @@ class Setup:
     def log(self, name):
         return (self.logs / f'{self.stack}-{name}.log').relative_to(ROOT)
 
+    def clean_environment(self, extra=None):
+        """The caller's environment without what would leak other packages in, and with the stack's own ninja."""
+        leaks = ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_USER')
+        environment = {k: v for k, v in os.environ.items() if k not in leaks}
+        path = os.pathsep.join([str(self.env / 'bin'), environment.get('PATH', '')])
+        environment.update(PATH=path, PYTHONNOUSERSITE='1', **(extra or {}))
+        return environment
+
     def probe(self, code):
-        return subprocess.run([self.python, '-c', code], capture_output=True, text=True, check=True,
-                              env=clean_environment()).stdout.strip().splitlines()[-1]
+        result = subprocess.run([self.python, '-c', code], capture_output=True, text=True,
+                                env=self.clean_environment())
+        if result.returncode:
+            raise StepError(f'{self.label} failed: the Python of {self.env.relative_to(ROOT)} stopped with '
+                            f'{(result.stderr.strip().splitlines() or ["no message"])[-1]!r}. Delete that folder and '
+                            'run the same command again.')
+        return result.stdout.strip().splitlines()[-1]
 
     def pip(self, name, *arguments, extra=None):
         """Every call sees all pins as constraints, so that no step undoes another."""
@@ -188,7 +218,8 @@ class Setup:
             out.flush()
             begin = out.tell()
             process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT,
-                                       stdin=subprocess.DEVNULL, cwd=ROOT, env=clean_environment(extra))
+                                       stdin=subprocess.DEVNULL, cwd=ROOT, env=self.clean_environment(extra),
+                                       pass_fds=self.pass_fds)
             if not terminal:
                 print(f'{self.label} ...', flush=True)
             while True:
@@ -198,7 +229,8 @@ class Setup:
                 except subprocess.TimeoutExpired:
                     pass
                 except KeyboardInterrupt:
-                    process.kill()
+                    process.terminate()  # pip stops its compilers
+                    process.wait()
                     raise
                 if terminal or time.time() - shown - start >= PULSE:
                     shown = time.time() - start
@@ -226,14 +258,6 @@ def nvcc_fits(cuda_home, cuda):
     return bool(release) and release.group(1) == cuda.split('.')[0]
 
 
-def clean_environment(extra=None):
-    """The caller's environment without what would leak other packages into the stack."""
-    leaks = ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_USER')
-    environment = {k: v for k, v in os.environ.items() if k not in leaks}
-    environment.update(PYTHONNOUSERSITE='1', **(extra or {}))
-    return environment
-
-
 def clock(seconds):
     return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
@@ -253,16 +277,17 @@ def main():
         if args.resolve:
             print(stack)
             return
-        setup = Setup(stack)
-        if setup.is_done():
+        if Setup(stack).is_done():
             return
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         ENVS.mkdir(exist_ok=True)
-        with (ENVS / f'{stack}.lock').open('w') as lock:  # released by the system, also after a kill
+        with (ENVS / f'{stack}.lock').open('w') as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 print(f'Another set-up of .envs/{stack} is running; waiting for it.', flush=True)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            setup = Setup(stack, (lock.fileno(), ))
             if not setup.is_done():
                 setup.install()
     except StepError as error:

@@ -6,21 +6,22 @@ from torch import Tensor, nn
 from ..checkpoint import load_pretrained
 from ..errors import ConfigError
 from ..registry import MODELS
-from ..tokenizers.padding import padding_mask
+from ..tokenizers.padding import valid_mask
 from ..tokenprop.token_prop import TokenProp
 
 
 class TokenBackbone(BaseModule):
     """A tokenizer, the optional TokenProp decoder on its output, and a trunk.
 
-    A subclass sets `self.trunk` and implements `forward_trunk(tokens) -> tuple of (B,C_k,H_k,W_k)`.
+    A subclass sets `self.trunk` and `self.out_channels` (C_k of each output) and implements `forward_trunk`.
 
     Args:
         embed_dims: Width D of the tokens that the trunk takes.
         patch_size: Stride p of the tokens that the trunk takes.
         tokenizer: Config of a tokenizer, or a module (image, mask) -> (B,D,H/p,W/p).
         token_prop: Options of `TokenProp`, or None for no decoder.
-        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
+        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp. It is read off the
+            input, which holds as long as no real pixel is normalised to 0 in all channels.
         init_cfg: mmengine's; `dict(type='Pretrained', checkpoint=...)` loads official DeiT and timm files too.
     """
 
@@ -48,21 +49,34 @@ class TokenBackbone(BaseModule):
                 del state_dict[key]
 
     def init_weights(self) -> None:
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            load_pretrained(self, self.init_cfg['checkpoint'])
-            self._is_init = True
-        else:
+        """mmengine's, with our loader behind `Pretrained`."""
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        pretrained = next((cfg for cfg in configs if cfg and cfg['type'] == 'Pretrained'), None)
+        if pretrained is None:
             super().init_weights()
+            return
+        load_pretrained(self, pretrained['checkpoint'], pretrained.get('prefix'))
+        self._is_init = True
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Normalised images (B,3,H,W) of any size -> feature maps (B,C_k,H_k,W_k)."""
+    @property
+    def tokenizer_uses_mask(self) -> bool:
+        """Whether padding would change tokens outside of it."""
+        return getattr(self.tokenizer, 'uses_mask', True)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Normalised images (B,3,H,W) of any size -> feature maps (B,C_k,H_k,W_k).
+
+        Args:
+            mask: (B,1,H,W), true where pixels are real; None to read it off the input (`mask_padding`).
+        """
         reconstruct = self.training and self.token_prop is not None
-        wanted = reconstruct or getattr(self.tokenizer, 'uses_mask', True)
-        mask = padding_mask(x) if self.mask_padding and wanted else None
+        if mask is None and self.mask_padding and (reconstruct or self.tokenizer_uses_mask):
+            mask = valid_mask(x)
         tokens = self.tokenizer(x, mask)
         if reconstruct:
             self.token_prop.record(tokens, x, mask)
         return self.forward_trunk(tokens)
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Tokens (B,D,h,w) -> feature maps (B,C_k,H_k,W_k)."""
         raise NotImplementedError

@@ -37,7 +37,7 @@ class DeiT(TokenBackbone):
     """Plain vision transformer with a class token, without the distillation token.
 
     Args:
-        arch: 'tiny', 'small', 'base', or a dict with embed_dims, depth, num_heads.
+        arch: 'tiny', 'small', 'base', or a dict with embed_dims, depth and num_heads.
         img_size: Image size whose grid the learned position embedding has; other sizes interpolate it.
         patch_size: Side of a token in pixels.
         tokenizer: Config of the tokenizer.
@@ -60,15 +60,21 @@ class DeiT(TokenBackbone):
         if isinstance(arch, str):
             check_choice('arch', arch, ARCHS)
             arch = ARCHS[arch]
-        depth = arch['depth']
-        super().__init__(arch['embed_dims'], patch_size, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop,
+        if set(arch) != set(ARCHS['small']):
+            raise ConfigError(f'arch={dict(arch)} must have exactly the keys {", ".join(ARCHS["small"])}')
+        depth, width = arch['depth'], arch['embed_dims']
+        if width % arch['num_heads']:
+            raise ConfigError(f'embed_dims={width} of the arch is no multiple of num_heads={arch["num_heads"]}')
+        super().__init__(width, patch_size, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop,
                          mask_padding, init_cfg)
         out_indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-        if not out_indices or any(not -depth <= i < depth for i in out_indices):
-            raise ConfigError(f'out_indices={out_indices} must name blocks of a trunk of depth {depth}')
-        self.out_indices, self.final_norm = [i % depth for i in out_indices], final_norm
+        blocks = [i % depth for i in out_indices if -depth <= i < depth]
+        if not blocks or len(blocks) < len(out_indices) or blocks != sorted(set(blocks)):
+            raise ConfigError(f'out_indices={out_indices} must name blocks of a trunk of depth {depth}, each once and '
+                              'in rising order')
+        self.out_indices, self.out_channels, self.final_norm = blocks, (width, ) * len(blocks), final_norm
         self.trunk = VisionTransformer(
-            img_size=img_size, patch_size=patch_size, embed_dim=arch['embed_dims'], depth=depth,
+            img_size=img_size, patch_size=patch_size, embed_dim=width, depth=depth,
             num_heads=arch['num_heads'], num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path_rate,
             final_norm=final_norm, embed_layer=TokenInput)
         self.trunk.set_grad_checkpointing(with_cp)

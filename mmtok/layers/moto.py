@@ -4,14 +4,12 @@
 with the same formula and temperature, is 'Attentive Normalization' (Wang et al., CVPR 2020).
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, check_choice, check_positive_int
+from ..errors import ConfigError, check_choice, check_positive, check_positive_int
 from ..ops import moto, moto_from_logits
-from ..ops.dispatch import PARTITIONS, STATISTICS
+from ..ops.dispatch import BACKENDS, PARTITIONS, STATISTICS
 from ..ops.reference import partition_layout
 
 
@@ -46,9 +44,9 @@ class MoTo(nn.Module):
         check_choice('statistics', statistics, STATISTICS)
         if kernel_size % 2 == 0:
             raise ConfigError(f'kernel_size={kernel_size} of the layout convolution must be odd')
-        for name, value in (('tau', tau), ('eps', eps)):
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f'{name}={value!r} must be a positive number')
+        check_choice('backend', backend, BACKENDS)
+        check_positive('tau', tau)
+        check_positive('eps', eps)
         self.channels, self.num_entities = channels, num_entities
         self.tau, self.partition, self.statistics, self.eps, self.backend = tau, partition, statistics, eps, backend
         self.filters = nn.Conv2d(channels, num_entities, kernel_size, padding=kernel_size // 2)

@@ -5,6 +5,7 @@ import os
 import torch
 from torch import Tensor
 
+from ..errors import check_choice
 from .reference import layout_reference, moto_reference
 from .torch_backend import moto_torch
 
@@ -29,7 +30,7 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
         statistics: 'region' weighs mean and (biased) deviation by the layout; 'product' takes those of X * L_i
             over all positions, the formula to the letter.
         mask: (B,1,H,W), true or 1 where the map is real. Padding enters no statistics and comes out as 0.
-        backend: 'reference', 'torch' or 'auto' (the fastest that fits; environment variable MMTOK_BACKEND).
+        backend: 'reference', 'torch', or 'auto': what the environment variable MMTOK_BACKEND names, else 'torch'.
 
     Returns:
         (B,C,H,W) in the dtype of x. An entity that owns no pixel adds only its alpha, with finite gradients.
@@ -41,7 +42,7 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
     if layout.shape != (x.shape[0], beta.shape[0], *x.shape[2:]):
         raise ValueError(f'layout has shape {tuple(layout.shape)}; x {tuple(x.shape)} and beta {tuple(beta.shape)} '
                          f'ask for {(x.shape[0], beta.shape[0], *x.shape[2:])}')
-    if choose_backend(backend) == 'reference':
+    if choose_backend(backend) == 'reference' or not x.numel():
         with torch.autocast(x.device.type, enabled=False):
             wide, layout, beta, alpha = at_least_float32(x, layout, beta, alpha)
             return moto_reference(wide, layout, beta, alpha, eps, statistics, mask).to(x.dtype)
@@ -62,13 +63,12 @@ def moto_from_logits(x: Tensor, weight: Tensor, bias: Tensor | None, beta: Tenso
     The other arguments, the result and the errors are those of `moto`.
     """
     check(x, beta, alpha, statistics, mask)
-    if partition not in PARTITIONS:
-        raise ValueError(f'partition={partition!r} is unknown; choose from {", ".join(PARTITIONS)}')
+    check_choice('partition', partition, PARTITIONS)
     weight = weight.flatten(1)
     if weight.shape != beta.shape:
         raise ValueError(f'the layout filters have shape {tuple(weight.shape)} and beta {tuple(beta.shape)}; '
                          'both must be (entities, channels)')
-    if choose_backend(backend) == 'reference':
+    if choose_backend(backend) == 'reference' or not x.numel():
         with torch.autocast(x.device.type, enabled=False):
             wide, weight, bias, beta, alpha = at_least_float32(x, weight, bias, beta, alpha)
             layout = layout_reference(wide, weight, bias, tau, partition)
@@ -79,23 +79,23 @@ def moto_from_logits(x: Tensor, weight: Tensor, bias: Tensor | None, beta: Tenso
 def choose_backend(backend: str) -> str:
     """The backend that runs: what was asked for, else what MMTOK_BACKEND names, else 'torch'."""
     asked = backend if backend != 'auto' else os.environ.get(FORCE, 'auto')
-    if asked not in BACKENDS:
-        raise ValueError(f'backend={asked!r} is unknown; choose from {", ".join(BACKENDS)}')
+    check_choice('backend', asked, BACKENDS)
     return 'torch' if asked == 'auto' else asked
 
 
 def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Half precision widened, the rest as it is."""
     return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
 def check(x: Tensor, beta: Tensor, alpha: Tensor, statistics: str, mask: Tensor | None) -> None:
+    """Refuse what no backend could work on."""
     if x.dim() != 4:
         raise ValueError(f'x must be (B,C,H,W), got {tuple(x.shape)}')
     if beta.dim() != 2 or beta.shape != alpha.shape or beta.shape[1] != x.shape[1]:
         raise ValueError(f'beta {tuple(beta.shape)} and alpha {tuple(alpha.shape)} must both be (entities, '
                          f'{x.shape[1]}), since x has {x.shape[1]} channels')
-    if statistics not in STATISTICS:
-        raise ValueError(f'statistics={statistics!r} is unknown; choose from {", ".join(STATISTICS)}')
+    check_choice('statistics', statistics, STATISTICS)
     if mask is not None and mask.shape != (x.shape[0], 1, *x.shape[2:]):
         raise ValueError(f'mask has shape {tuple(mask.shape)}; x {tuple(x.shape)} asks for '
                          f'{(x.shape[0], 1, *x.shape[2:])}')

@@ -21,12 +21,16 @@ from torch.autograd.function import once_differentiable
 from .reference import MIN_MASS, deviation_of
 
 ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
-SUM_ROUNDING = 1e-14  # relative error that a float64 sum may have gathered
-BLOCK_ELEMENTS = 1 << 18  # of a (2C, pixels) work buffer: 2 MB of float64, about a core's second-level cache
+# Relative error that a float64 sum of squares may have gathered. A region's deviation counts as 0 below 1e-7 of
+# its distance from the origin, which is about the resolution of float32 input there.
+SUM_ROUNDING = 1e-14
+# Of a (2C, pixels) work buffer. CPU: 2 MB of float64, about a core's second-level cache; else few launches.
+BLOCK_ELEMENTS = {'cpu': 1 << 18}
+BLOCK_ELEMENTS_ELSEWHERE = 1 << 24
 
 
 @dataclass
-class Problem:
+class Inputs:
     """The inputs of one call, flattened to (B,*,P) views, and how to walk over them.
 
     The layout is either given, or the softmax of a 1x1 convolution of x with filters `weight (n,C)`. All
@@ -60,9 +64,10 @@ class Problem:
     def blocks(self):
         """Slices (batch, pixels) whose work buffers stay in the cache."""
         batch, channels, pixels = self.x.shape
-        count = max(1, -(-2 * channels * pixels // BLOCK_ELEMENTS))
+        elements = BLOCK_ELEMENTS.get(self.x.device.type, BLOCK_ELEMENTS_ELSEWHERE)
+        count = max(1, -(-2 * channels * pixels // elements))
         step = -(-pixels // count)
-        together = max(1, BLOCK_ELEMENTS // (2 * channels * step))
+        together = max(1, elements // (2 * channels * step))
         for b in range(0, batch, together):
             for p in range(0, pixels, step):
                 yield slice(b, b + together), slice(p, p + step)
@@ -104,24 +109,24 @@ class Buffers:
         return buffer
 
 
-def region_statistics(problem: Problem, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def region_statistics(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mass (B,n,1), mean and standard deviation (B,n,C) of each entity, in float64."""
-    x = problem.x
+    x = inputs.x
     batch, channels, _ = x.shape
     mass = x.new_zeros((batch, n, 1), dtype=torch.float64)
     first = x.new_zeros((batch, n, channels), dtype=torch.float64)
     second = torch.zeros_like(first)
     buffers = Buffers(x.device)
-    for at in problem.blocks():
+    for at in inputs.blocks():
         block = x[at[0], :, at[1]]
-        wide = problem.widen(at, buffers('x', *block.shape))
+        wide = inputs.widen(at, buffers('x', *block.shape))
         square = torch.mul(wide, wide, out=buffers('square', *block.shape))
-        share, _ = problem.layout_block(at, wide)
+        share, _ = inputs.layout_block(at, wide)
         mass[at[0]] += share.sum(2, keepdim=True)
         first[at[0]] += share @ wide.transpose(1, 2)
-        weight = share if problem.region else share * share
+        weight = share if inputs.region else share * share
         second[at[0]] += weight @ square.transpose(1, 2)
-    total = problem.population(mass)
+    total = inputs.population(mass)
     mean, square = first / total, second / total
     return mass, mean, deviation_of(square - mean * mean, SUM_ROUNDING * square)
 
@@ -132,32 +137,32 @@ def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> t
     return inverse, beta.double() * inverse
 
 
-def forward(problem: Problem, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fill `out (B,C,P)`; returns the statistics."""
-    stats = mass, mean, deviation = region_statistics(problem, beta.shape[0])
-    _, scale = coefficients(mass, deviation, beta, problem.eps)
+    stats = mass, mean, deviation = region_statistics(inputs, beta.shape[0])
+    _, scale = coefficients(mass, deviation, beta, inputs.eps)
     shift = alpha.double() - mean * scale
     table = torch.cat([scale, shift], 2).transpose(1, 2).contiguous()  # (B,2C,n)
-    channels = problem.x.shape[1]
+    channels = inputs.x.shape[1]
     buffers = Buffers(out.device)
-    for at in problem.blocks():
-        block = problem.x[at[0], :, at[1]]
-        wide = problem.widen(at, buffers('x', *block.shape))
-        share, _ = problem.layout_block(at, wide)
+    for at in inputs.blocks():
+        block = inputs.x[at[0], :, at[1]]
+        wide = inputs.widen(at, buffers('x', *block.shape))
+        share, _ = inputs.layout_block(at, wide)
         field = torch.bmm(table[at[0]], share, out=buffers('field', block.shape[0], 2 * channels, block.shape[2]))
         out[at[0], :, at[1]] = field[:, :channels].mul_(wide).add_(field[:, channels:])
     return stats
 
 
-def backward(problem: Problem, grad: Tensor, stats, beta: Tensor, alpha: Tensor, grad_x: Tensor,
+def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, grad_x: Tensor | None,
              grad_layout: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Fill `grad_x` and `grad_layout`; returns the gradients of beta, alpha, weight and bias.
+    """Fill `grad_x` and `grad_layout` if given; returns the gradients of beta, alpha, weight and bias.
 
     Names: `d_v` is the derivative of the loss with respect to v. The derivatives through mu and sigma act on X
     and L as two more tables: d_mu * dmu + d_sigma * dsigma = L * (E * X + F) per entity and channel.
     """
     mass, mean, deviation = stats
-    x, region = problem.x, problem.region
+    x, region = inputs.x, inputs.region
     channels = x.shape[1]
     buffers = Buffers(x.device)
 
@@ -165,24 +170,26 @@ def backward(problem: Problem, grad: Tensor, stats, beta: Tensor, alpha: Tensor,
         block, upstream = x[at[0], :, at[1]], grad[at[0], :, at[1]]
         shape = block.shape[0], 4 * channels, block.shape[2]
         terms = buffers('terms', *shape)  # rows: dY*X, dY, X^2 (filled later), X
-        wide = problem.widen(at, terms[:, 3 * channels:])
+        wide = inputs.widen(at, terms[:, 3 * channels:])
         wide_grad = terms[:, channels:2 * channels].copy_(upstream)
         torch.mul(wide, wide_grad, out=terms[:, :channels])
         return terms, wide, wide_grad
 
     d_table = x.new_zeros((*mean.shape[:2], 2 * channels), dtype=torch.float64)
-    for at in problem.blocks():
+    for at in inputs.blocks():
         terms, wide, _ = widened(at)
-        share, _ = problem.layout_block(at, wide)
+        share, _ = inputs.layout_block(at, wide)
         d_table[at[0]] += share @ terms[:, :2 * channels].transpose(1, 2)
 
-    inverse, scale = coefficients(mass, deviation, beta, problem.eps)
+    inverse, scale = coefficients(mass, deviation, beta, inputs.eps)
     shift = alpha.double() - mean * scale
     d_scale, d_shift = d_table[..., :channels], d_table[..., channels:]
     d_scale = d_scale - mean * d_shift
     grad_beta, grad_alpha = (d_scale * inverse).sum(0), d_shift.sum(0)
+    if grad_x is None:
+        return grad_beta, grad_alpha, None, None
     d_mean, d_deviation = -scale * d_shift, -d_scale * scale * inverse
-    total = problem.population(mass)
+    total = inputs.population(mass)
     e = torch.where(deviation > 0, d_deviation / (total * deviation), 0.0)
     f = d_mean / total - e * mean
 
@@ -196,13 +203,13 @@ def backward(problem: Problem, grad: Tensor, stats, beta: Tensor, alpha: Tensor,
         layout_table = torch.cat([scale, shift, torch.zeros_like(e), f], 2)
         constant = torch.zeros_like(mass)
 
-    from_logits = problem.layout is None
-    grad_weight = torch.zeros_like(problem.weight) if from_logits else None
-    grad_bias = torch.zeros_like(grad_weight[:, 0]) if from_logits and problem.bias is not None else None
-    for at in problem.blocks():
+    from_logits = inputs.layout is None
+    grad_weight = torch.zeros_like(inputs.weight) if from_logits else None
+    grad_bias = torch.zeros_like(grad_weight[:, 0]) if from_logits and inputs.bias is not None else None
+    for at in inputs.blocks():
         terms, wide, wide_grad = widened(at)
         square = torch.mul(wide, wide, out=terms[:, 2 * channels:3 * channels])
-        share, soft = problem.layout_block(at, wide)
+        share, soft = inputs.layout_block(at, wide)
         field = torch.bmm(field_table[at[0]], share)
         result = field[:, :channels].mul_(wide_grad)
         if region:
@@ -213,13 +220,13 @@ def backward(problem: Problem, grad: Tensor, stats, beta: Tensor, alpha: Tensor,
         d_share = torch.baddbmm(constant[at[0]], layout_table[at[0]], terms)
         if not region:
             d_share += share * (e[at[0]] @ square)
-        if problem.mask is not None:
-            d_share *= problem.mask[at[0], :, at[1]]
+        if inputs.mask is not None:
+            d_share *= inputs.mask[at[0], :, at[1]]
         if from_logits:
-            d_logits = soft * (d_share - (soft * d_share).sum(1, keepdim=True)) * problem.tau
-            result += problem.weight.t() @ d_logits
+            d_logits = soft * (d_share - (soft * d_share).sum(1, keepdim=True)) * inputs.tau
+            result += inputs.weight.t() @ d_logits
             d_offset = d_logits.sum(2, keepdim=True)
-            grad_weight += (d_logits @ wide.transpose(1, 2) + d_offset @ problem.origin[at[0]].transpose(1, 2)).sum(0)
+            grad_weight += (d_logits @ wide.transpose(1, 2) + d_offset @ inputs.origin[at[0]].transpose(1, 2)).sum(0)
             if grad_bias is not None:
                 grad_bias += d_offset.sum((0, 2))
         elif grad_layout is not None:
@@ -236,8 +243,8 @@ class MoToFunction(torch.autograd.Function):
         ctx.options = tau, partition, statistics, eps
         out = torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
-            problem = make_problem(x, layout, weight, bias, mask, ctx.options)
-            stats = forward(problem, beta, alpha, out.flatten(2))
+            inputs = flatten_inputs(x, layout, weight, bias, mask, ctx.options)
+            stats = forward(inputs, beta, alpha, out.flatten(2))
         ctx.save_for_backward(x, layout, weight, bias, beta, alpha, mask, *stats)
         return out
 
@@ -245,21 +252,23 @@ class MoToFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, layout, weight, bias, beta, alpha, mask, *stats = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
+        # beta and alpha alone need the first of the two passes
+        grad_x = torch.empty_like(x) if any(ctx.needs_input_grad[:4]) else None
         grad_layout = layout.new_empty(layout.shape) if layout is not None and ctx.needs_input_grad[1] else None
         with torch.autocast(x.device.type, enabled=False):
-            problem = make_problem(x, layout, weight, bias, mask, ctx.options)
+            inputs = flatten_inputs(x, layout, weight, bias, mask, ctx.options)
             grad_beta, grad_alpha, grad_weight, grad_bias = backward(
-                problem, grad.flatten(2), stats, beta, alpha, grad_x.flatten(2),
+                inputs, grad.flatten(2), stats, beta, alpha,
+                None if grad_x is None else grad_x.flatten(2),
                 None if grad_layout is None else grad_layout.flatten(2))
         like = (None if g is None else g.to(p.dtype) for g, p in
                 ((grad_weight, weight), (grad_bias, bias), (grad_beta, beta), (grad_alpha, alpha)))
         return grad_x, grad_layout, *like, None, None, None, None, None
 
 
-def make_problem(x, layout, weight, bias, mask, options) -> Problem:
+def flatten_inputs(x, layout, weight, bias, mask, options) -> Inputs:
     tau, partition, statistics, eps = options
-    return Problem(x.flatten(2), None if layout is None else layout.flatten(2),
+    return Inputs(x.flatten(2), None if layout is None else layout.flatten(2),
                    None if weight is None else weight.double(), None if bias is None else bias.double(),
                    None if mask is None else mask.flatten(2), tau, partition, statistics, eps)
 

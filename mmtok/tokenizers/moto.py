@@ -5,12 +5,10 @@ width, but not where MoTo sits. `stem` is our reading, used for the paper's rows
 patch embedding, and their gate of 0 makes them start exactly as the plain tokenizer.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, check_choice, check_positive_int
+from ..errors import ConfigError, check_choice, check_positive_int, is_number
 from ..layers import MoTo
 from ..registry import MODELS
 from .padding import apply_mask, pad_to_multiple, shrink_mask
@@ -70,8 +68,8 @@ class MoToTokenizer(nn.Module):
         embed_dims: Channels D of a token.
         patch_size: Side p of a patch.
         placement: 'stem', 'token' or 'branch'.
-        stem_channels: Channels on which the stem's MoTo works; the paper measures 16.
-        stem_stride: Stride of the stem's convolution, a divisor of `patch_size`.
+        stem_channels: Channels on which the MoTo of 'stem' and 'branch' works; the paper measures 16.
+        stem_stride: Stride of their convolution, a divisor of `patch_size`.
         num_entities, layout_kernel, tau, partition, statistics, backend: Of `mmtok.MoTo`.
         gate: Start value of the learned gate g; None for no gate, 'auto' for 0 with 'token' and 'branch' and none
             with 'stem'. With a gate, 'stem' becomes f + g * MoTo(f) on its feature map f; without one, 'token'
@@ -87,7 +85,8 @@ class MoToTokenizer(nn.Module):
                  gate: float | str | None = 'auto', backend: str = 'auto'):
         super().__init__()
         check_choice('placement', placement, PLACEMENTS)
-        self.placement, self.embed_dims, self.stride = placement, embed_dims, patch_size
+        self.placement, self.in_channels, self.embed_dims, self.stride = placement, in_channels, embed_dims, patch_size
+        self.plain_patch = None if placement == 'stem' else 'patch.'  # where a plain checkpoint's embedding loads
         moto = dict(num_entities=num_entities, tau=tau, partition=partition, statistics=statistics,
                     kernel_size=layout_kernel, backend=backend)
         if placement != 'stem':
@@ -118,9 +117,10 @@ class MoToTokenizer(nn.Module):
         return self.stem.moto.layout(self.stem.features(x))
 
 
-def make_gate(start) -> nn.Parameter | None:
+def make_gate(start: float | None) -> nn.Parameter | None:
+    """A learned scalar (1,), or None for no gate."""
     if start is None:
         return None
-    if isinstance(start, str) or not math.isfinite(start):
+    if not is_number(start):
         raise ConfigError(f"gate={start!r} must be a number, None or 'auto'")
     return nn.Parameter(torch.tensor([float(start)]))

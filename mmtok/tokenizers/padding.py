@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def padding_mask(image: Tensor) -> Tensor:
+def valid_mask(image: Tensor) -> Tensor:
     """(B,1,H,W) bool: true where the normalised image (B,C,H,W) is no padding."""
     return (image != 0).any(dim=1, keepdim=True)
 

@@ -20,11 +20,12 @@ class PatchTokenizer(PatchEmbed):
     """
 
     uses_mask = False  # each patch is on its own: padding changes no other token
+    plain_patch = ''  # a plain checkpoint's patch embedding loads right here
 
     def __init__(self, in_channels: int = 3, embed_dims: int = 768, patch_size: int = 16):
         super().__init__(img_size=None, patch_size=patch_size, in_chans=in_channels, embed_dim=embed_dims,
                          output_fmt='NCHW', strict_img_size=False, dynamic_img_pad=True)
-        self.embed_dims, self.stride = embed_dims, patch_size
+        self.in_channels, self.embed_dims, self.stride = in_channels, embed_dims, patch_size
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B,C,H,W) -> (B,D,ceil(H/p),ceil(W/p)); the mask is ignored."""
@@ -36,8 +37,11 @@ class FrozenTokenizer(PatchTokenizer):
     """A random patch embedding that is never trained: row 'Frozen' of Table 1, as in MoCo v3.
 
     Drawn as MoCo v3 draws it (Xavier-uniform over a flattened patch, zero bias). `requires_grad` is false, so the
-    optimizer leaves it alone, weight decay included, and an average of its weights is the weights.
+    optimizer leaves it alone, weight decay included, and an average of its weights is the weights. A plain
+    checkpoint does not replace it; one that was trained with a frozen tokenizer does.
     """
+
+    plain_patch = None
 
     def __init__(self, in_channels: int = 3, embed_dims: int = 768, patch_size: int = 16):
         super().__init__(in_channels, embed_dims, patch_size)

@@ -23,11 +23,12 @@ def make_target(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tu
 
     Cells that are partly padding show the mean of their real pixels.
     """
-    target = F.adaptive_avg_pool2d(image, size)
     if mask is None:
+        target = F.adaptive_avg_pool2d(image, size)
         return target, torch.ones_like(target[:, :1])
-    real = F.adaptive_avg_pool2d(mask.to(image.dtype), size)
-    return target / real.clamp(min=1e-6), real
+    mask = mask.to(image.dtype)
+    real = F.adaptive_avg_pool2d(mask, size)
+    return F.adaptive_avg_pool2d(image * mask, size) / real.clamp(min=1e-6), real
 
 
 def reconstruction_loss(output: Tensor, target: Tensor, real: Tensor, kind: str, reduction: str) -> Tensor:

@@ -1,12 +1,10 @@
 """The TokenProp objective: lambda * rec(G(tokens), image), section 3 of the paper."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError, check_choice, check_positive_int
+from ..errors import ConfigError, check_choice, check_positive_int, is_number
 from .loss import LOSSES, REDUCTIONS, make_target, output_size, reconstruction_loss
 
 NOT_COLLECTED = ('the backbone has token_prop=dict(...), but nothing collects its loss: add '
@@ -53,7 +51,7 @@ class TokenProp(nn.Module):
         check_choice('token_prop.reduction', reduction, REDUCTIONS)
         check_positive_int('token_prop.width', width)
         check_positive_int('token_prop.output_scale', output_scale)
-        if isinstance(loss_weight, str) or not (math.isfinite(loss_weight) and loss_weight >= 0):
+        if not is_number(loss_weight) or loss_weight < 0:
             raise ConfigError(f'token_prop.loss_weight={loss_weight!r} (lambda) must be a number of at least 0')
         self.loss, self.loss_weight, self.reduction, self.output_scale = loss, loss_weight, reduction, output_scale
         self.decoder = TokenDecoder(embed_dims, BASE_WIDTH * width)

@@ -25,13 +25,14 @@ def miou(prediction: np.ndarray, labels: np.ndarray, classes: int) -> float:
 
 
 def majority_miou(root: Path, classes: int) -> float:
+    """The most frequent training class everywhere."""
     _, train = load(root, 'training')
     _, labels = load(root, 'validation')
     return miou(np.full_like(labels, np.bincount(train.ravel()).argmax()), labels, classes)
 
 
 def rgb_miou(root: Path, classes: int) -> float:
-    """The most frequent training class of each of 16x16x16 colours: no per-pixel classifier knows more."""
+    """The most frequent training class of each of 16x16x16 colours, applied pixel by pixel."""
     colours, train = load(root, 'training')
     counts = np.zeros((LEVELS**3, classes))
     np.add.at(counts, (colours.ravel(), train.ravel()), 1)

@@ -1,5 +1,6 @@
 """`make demo`: draw a data set, train and test a segmentor on it with mmseg's own tools, show what it learned."""
 
+import fcntl
 import json
 import re
 import subprocess
@@ -59,6 +60,11 @@ def main() -> None:
     cfg = Config.fromfile(CONFIG)
     data = ROOT / cfg.data_root
     OUT.mkdir(parents=True, exist_ok=True)
+    lock = (OUT / 'lock').open('w')  # held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit(f'Another demo is running in {short(OUT)}; wait for it, or stop it first.')
     print(f'[1/5] Drawing 400 training and 60 validation images to {data.relative_to(ROOT)}/', flush=True)
     draw_ade_folder(data)
 
@@ -85,7 +91,7 @@ def main() -> None:
     results = dict(mIoU=scores, seconds=round(time.time() - start), torch=torch.__version__, numpy=np.__version__,
                    mmseg=mmseg.__version__, seed=cfg.randomness.seed, iterations=cfg.train_cfg.max_iters,
                    image=Image.open(next((data / 'images' / 'validation').iterdir())).size)
-    (OUT / 'results.json').write_text(json.dumps(results, indent=1))
+    (OUT / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
     print(f'\nDone in {results["seconds"] / 60:.1f} minutes. mIoU on 60 images that were not trained on:')
     for name, score in scores.items():
         print(f'    {name:26} {score:.3f}')
@@ -93,7 +99,8 @@ def main() -> None:
           f'Checkpoint   {short(checkpoint)}\n'
           f'Logs, scores {OUT.relative_to(ROOT)}/train.log, test.log, results.json\n'
           f'Real ADE20K  ADE20K_ROOT=/path/to/ADEChallengeData2016 {short(sys.executable)} \\\n'
-          f'                 {short(TOOLS)}/train.py {REAL}')
+          f'                 {short(TOOLS)}/train.py {REAL} \\\n'
+          '                 --cfg-options model.backbone.init_cfg=None')
 
 
 if __name__ == '__main__':

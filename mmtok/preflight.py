@@ -1,0 +1,94 @@
+"""Looks at a model and its config for combinations that cannot work, before the first iteration."""
+
+import os
+from collections.abc import Iterator
+
+from torch import nn
+
+from .backbones.base import TokenBackbone
+from .errors import ConfigError, is_number
+
+
+def check_data(cfg: dict, *loaders: str) -> None:
+    """Every data_root below these dataloaders is a folder."""
+    for loader in loaders:
+        for path, dataset in dicts_with(cfg.get(loader) or {}, 'data_root', loader):
+            root = dataset['data_root']
+            if root and '://' not in root and not os.path.isdir(root):
+                raise ConfigError(
+                    f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
+                    f"yours with --cfg-options {path}.data_root=/path/to/it (mmtok's ADE20K configs: the environment "
+                    'variable ADE20K_ROOT sets all loaders)')
+
+
+def check_model(model: nn.Module, cfg: dict) -> None:
+    """The backbones of mmtok in an unwrapped model fit the image size, the neck and head, and the preprocessor."""
+    for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
+        check_image_size(cfg, backbone.patch_size)
+        check_channels(backbone, cfg.get('model') or {})
+        check_padding(backbone, getattr(model, 'data_preprocessor', None))
+
+
+def check_image_size(cfg: dict, patch_size: int) -> None:
+    """No crop of the training pipeline and no fixed size of the preprocessor is smaller than a token."""
+    crops = dicts_with(cfg.get('train_dataloader') or {}, 'crop_size', 'train_dataloader')
+    sizes = [(f'{path}.crop_size', crop['crop_size']) for path, crop in crops]
+    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or {}
+    sizes.append(('model.data_preprocessor.size', preprocessor.get('size')))
+    for path, size in sizes:
+        sides = list(size) if isinstance(size, (tuple, list)) else [size]
+        if all(isinstance(side, int) for side in sides) and min(sides) < patch_size:  # a relative crop has fractions
+            raise ConfigError(f'{path}={size} is smaller than one token of {patch_size}x{patch_size} pixels: '
+                              'use a larger crop or a smaller patch_size')
+
+
+def check_channels(backbone: TokenBackbone, model_cfg: dict) -> None:
+    """What takes the backbone's outputs, a neck or a head, expects as many maps and channels as there are."""
+    takers = [('neck', model_cfg.get('neck'))]
+    if not model_cfg.get('neck'):
+        heads = model_cfg.get('decode_head')
+        takers = [('decode_head', head) for head in (heads if isinstance(heads, (list, tuple)) else [heads])]
+    given = list(backbone.out_channels)
+    for name, taker in takers:
+        wanted = taker.get('in_channels') if isinstance(taker, dict) else None
+        if isinstance(wanted, (list, tuple)):
+            used = given
+            if name == 'decode_head' and isinstance(taker.get('in_index'), (list, tuple)):
+                used = [given[i] for i in taker['in_index'] if -len(given) <= i < len(given)]
+            if list(wanted) != used:
+                raise ConfigError(f'model.{name}.in_channels={list(wanted)}, but {type(backbone).__name__} gives it '
+                                  f'maps of {used} channels: make them equal')
+
+
+def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None) -> None:
+    """Padding can be told from real pixels, and the tokenizer takes as many channels as the preprocessor gives."""
+    mean = getattr(preprocessor, 'mean', None)
+    mean = None if mean is None else mean.flatten().tolist()
+    channels = getattr(backbone.tokenizer, 'in_channels', None)
+    if mean is not None and channels is not None and len(mean) != channels:
+        raise ConfigError(f'the tokenizer has in_channels={channels}, but model.data_preprocessor.mean has {len(mean)} '
+                          'values: make them equal')
+    if preprocessor is None or not (
+            backbone.mask_padding and (backbone.tokenizer_uses_mask or backbone.token_prop is not None)):
+        return
+    pad_value = getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))
+    pixels_can_be_zero = mean is None or all(float(value).is_integer() for value in mean)
+    if pixels_can_be_zero or (is_number(pad_value) and pad_value != 0):
+        raise ConfigError(
+            'mask_padding=True reads the padding off the input, which needs a mean that is no whole number and a pad '
+            f'value of 0, but model.data_preprocessor has mean={mean} and pad value {pad_value}: change them, or set '
+            'model.backbone.mask_padding=False to count padding as image')
+
+
+def dicts_with(node, name: str, path: str) -> Iterator[tuple[str, dict]]:
+    """(path, dict) of every dict below `node` that has the key `name`."""
+    if isinstance(node, dict):
+        if name in node:
+            yield path, node
+        children = node.items()
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    else:
+        return
+    for key, child in children:
+        yield from dicts_with(child, name, f'{path}.{key}')
