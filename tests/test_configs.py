@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from mmengine.config import Config
 
 from conftest import ROOT
@@ -44,6 +46,18 @@ def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_mmseg, tmp_path
     assert re.search(r'mIoU: \d', test.stdout)
 
 
+def test_plain_leaf_starts_from_a_public_file(drawn_ade, run_mmseg, tmp_path):
+    """The recipe of a plain row with a file of the official DeiT's form; its positions grow from 14x14 to 32x32."""
+    torch.save({'model': timm.create_model('deit_small_patch16_224').state_dict()}, tmp_path / 'deit.pth')
+    options = [option for option in SHORT + SMALL if 'init_cfg' not in option]
+    run = run_mmseg('train', UPERNET[''], '--work-dir', tmp_path / 'work', '--cfg-options', *options,
+                    f'model.backbone.init_cfg.checkpoint={tmp_path}/deit.pth', cwd=tmp_path,
+                    env={'ADE20K_ROOT': str(drawn_ade)})
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert re.search(r'deit.pth: 146 of 146 trunk tensors, 1 resized; left as initialised: none; not used: '
+                     r'trunk.norm.weight, trunk.norm.bias', run.stdout)
+
+
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
 def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
     lines = leaf.read_text().splitlines()
@@ -56,8 +70,6 @@ def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
 
 
 def test_moto_takes_no_weight_decay_and_keeps_its_start_after_the_runner_initialised(ade_layout, tmp_path, monkeypatch):
-    import torch
-
     from mmtok.runner import Runner
     monkeypatch.setenv('ADE20K_ROOT', str(ade_layout))
     cfg = Config.fromfile(UPERNET['moto-tokenprop'])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.model import ExponentialMovingAverage
 from timm.layers import PatchEmbed
 
 from mmtok.errors import ConfigError
@@ -95,7 +96,7 @@ def test_frozen_tokenizer_is_random_and_stays():
     head = torch.nn.Conv2d(384, 1, 1)
     head(tokenizer(torch.randn(1, 3, 32, 32))).sum().backward()
     optimizer.step()
-    average = torch.optim.swa_utils.AveragedModel(tokenizer, avg_fn=lambda a, b, n: a.lerp(b, 0.01))
+    average = ExponentialMovingAverage(tokenizer, momentum=0.01)
     average.update_parameters(tokenizer)
     average.update_parameters(tokenizer)
     assert torch.equal(tokenizer.proj.weight, before) and torch.equal(average.module.proj.weight, before)

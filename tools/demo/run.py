@@ -68,7 +68,7 @@ def main() -> None:
     print(f'[1/5] Drawing 400 training and 60 validation images to {data.relative_to(ROOT)}/', flush=True)
     draw_ade_folder(data)
 
-    print("[2/5] Training UperNet with MoTo and TokenProp by mmseg's tools/train.py (4 to 8 minutes on 2 cores)",
+    print(f"[2/5] Training UperNet with MoTo and TokenProp by mmseg's tools/train.py, {cfg.train_cfg.max_iters} steps",
           flush=True)
     run_tool('train', '--work-dir', OUT,
              show=r'\[ *\d+/\d+\]|(?:eta|loss|loss_tokenprop|decode.acc_seg): \S+')
