@@ -1,6 +1,7 @@
 """What the README says: its commands, its files, its config in five lines, its table, its measured numbers."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def test_make_targets_exist():
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_mmseg_tools_are_where_the_readme_says(tool):
     assert (MMSEG / 'tools' / f'{tool}.py').is_file()
+
+
+def test_measured_demo_comes_from_the_file():
+    results = json.loads((ROOT / 'docs' / 'demo.json').read_text())
+    text = ' '.join(README.split())
+    said = re.search(r'after ([\d.]+) minutes, mIoU ([\d.]+) .* single pixels gets ([\d.]+), the majority class '
+                     r'([\d.]+)\.', text).groups()
+    scores = results['mIoU']
+    assert said == (f'{results["seconds"] / 60:.1f}', f'{scores["ours"]:.2f}',
+                    f'{scores["per-pixel RGB classifier"]:.2f}', f'{scores["majority class"]:.2f}')
 
 
 def test_measured_speed_comes_from_the_file():

@@ -26,8 +26,8 @@ TOOLS = Path(mmseg.__file__).parent / '.mim' / 'tools'
 OUT = ROOT / 'work_dirs' / 'demo'
 
 
-def run_tool(name: str, *arguments, show: str) -> None:
-    """Run mmseg's `tools/<name>.py` from the project's root; what matches `show` in its lines goes to the terminal."""
+def run_tool(name: str, *arguments, lines: str, show: str) -> None:
+    """Run mmseg's `tools/<name>.py` from the project's root; of its lines with `lines`, print what matches `show`."""
     log = OUT / f'{name}.log'
     command = [sys.executable, '-u', TOOLS / f'{name}.py', CONFIG, *arguments]
     with log.open('w') as out:
@@ -35,9 +35,8 @@ def run_tool(name: str, *arguments, show: str) -> None:
                                    stderr=subprocess.STDOUT)
         for line in process.stdout:
             out.write(line)
-            found = re.findall(show, line) if ' - INFO - Iter(' in line else []
-            if found:
-                print('   ', '  '.join(found), flush=True)
+            if ' - INFO - Iter(' in line and lines in line:
+                print('   ', '  '.join(re.findall(show, line)), flush=True)
     if process.wait():
         tail = '\n'.join(log.read_text().splitlines()[-5:])
         sys.exit(f"mmseg's {name}.py failed; the end of {log.relative_to(ROOT)}:\n{tail}")
@@ -70,12 +69,12 @@ def main() -> None:
 
     print(f"[2/5] Training UperNet with MoTo and TokenProp by mmseg's tools/train.py, {cfg.train_cfg.max_iters} steps",
           flush=True)
-    run_tool('train', '--work-dir', OUT,
+    run_tool('train', '--work-dir', OUT, lines='Iter(train)',
              show=r'\[ *\d+/\d+\]|(?:eta|loss|loss_tokenprop|decode.acc_seg): \S+')
     checkpoint = Path((OUT / 'last_checkpoint').read_text().strip())
 
     print("[3/5] Testing on the 60 images by mmseg's tools/test.py", flush=True)
-    run_tool('test', checkpoint, '--work-dir', OUT / 'test', '--out', OUT / 'predictions',
+    run_tool('test', checkpoint, '--work-dir', OUT / 'test', '--out', OUT / 'predictions', lines='mIoU',
              show=r'(?:aAcc|mIoU|mAcc): \S+')
     ours = read_test_score()
 
