@@ -31,7 +31,7 @@ def load_pretrained(backbone: nn.Module, filename: str, prefix: str | None = Non
         raise ConfigError(f'checkpoint {filename!r} (model.backbone.init_cfg) does not exist: put it there, name '
                           'another one, or train from scratch with --cfg-options model.backbone.init_cfg=None')
     state = unwrap(CheckpointLoader.load_checkpoint(filename, map_location='cpu'), prefix)
-    state = own_names(state, getattr(backbone.tokenizer, 'plain_patch', None))
+    state = own_names(state, backbone)
     if 'trunk.dist_token' in state:
         raise ConfigError(f'checkpoint {filename!r} is a distilled DeiT, which has a second class token: '
                           'take the file without "distilled" in its name')
@@ -67,17 +67,19 @@ def unwrap(checkpoint: dict, prefix: str | None) -> dict[str, Tensor]:
     return state
 
 
-def own_names(state: dict[str, Tensor], plain_patch: str | None) -> dict[str, Tensor]:
-    """timm's and the authors' names -> ours: the patch embedding is the tokenizer's, the rest the trunk's.
-
-    Args:
-        plain_patch: Where below the tokenizer a plain patch embedding sits, None where there is none to load.
-    """
+def own_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """timm's and the authors' names -> ours: the patch projection is the tokenizer's, the rest the trunk's."""
     if any(key.startswith('trunk.') for key in state):
         return state
-    patch = 'patch_embed.' if plain_patch is None else f'tokenizer.{plain_patch}'
-    return {(patch + key[len('patch_embed.'):] if key.startswith('patch_embed.') else f'trunk.{key}'): value
-            for key, value in state.items()}
+    plain_patch = getattr(backbone.tokenizer, 'plain_patch', None)  # where one sits, None where there is none to load
+    own = {}
+    for key, value in backbone.rename_public(state).items():
+        if key.startswith('patch_embed.proj.'):
+            key = key if plain_patch is None else f'tokenizer.{plain_patch}{key[len("patch_embed."):]}'
+        elif not key.startswith('norms.'):
+            key = f'trunk.{key}'
+        own[key] = value
+    return own
 
 
 def resize_position_embeddings(state: dict, target: dict, backbone: nn.Module) -> int:

@@ -15,7 +15,9 @@ SUFFIX = '8xb2-160k_ade20k-512x512.py'
 UPERNET = {name: ROOT / 'configs' / 'upernet' / f'upernet_deit-s_{name and name + "_"}{SUFFIX}'
            for name in ('', 'frozen', 'moto', 'tokenprop', 'moto-tokenprop')}
 OCRNET = ROOT / 'configs' / 'ocrnet' / 'ocrnet_hr48_4xb4-150k_ade20k-512x512.py'
-LEAVES = [*UPERNET.values(), OCRNET]
+SWIN = [ROOT / 'configs' / 'upernet' / f'upernet_swin-{size}_{name and name + "_"}{SUFFIX}'
+        for size in 'ts' for name in ('', 'moto', 'tokenprop', 'moto-tokenprop')]
+LEAVES = [*UPERNET.values(), *SWIN, OCRNET]
 
 # Smaller and shorter, nothing else: the data root comes from ADE20K_ROOT.
 SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1',

@@ -112,7 +112,7 @@ def test_drop_path_rises_to_its_rate():
 
 @pytest.mark.parametrize('options, message', [
     (dict(arch='huge'), "arch='huge' is unknown; choose from 'tiny', 'small', 'base'"),
-    (dict(out_indices=(12,)), r'out_indices=\[12\] must name blocks of a trunk of depth 12'),
+    (dict(out_indices=(12,)), r'out_indices=\[12\] must name blocks of a trunk with 12 blocks'),
     (dict(out_indices=(5, 2)), r'out_indices=\[5, 2\] must name blocks .* each once and in rising order'),
     (dict(out_indices=(-1, 11)), r'out_indices=\[-1, 11\]'),
     (dict(arch=dict(embed_dims=30, depth=1)), 'must have exactly the keys embed_dims, depth, num_heads'),

@@ -1,5 +1,6 @@
 """Backbones: a tokenizer before a trunk from timm, giving a tuple of feature maps."""
 
 from .deit import DeiT
+from .swin import Swin
 
-__all__ = ['DeiT']
+__all__ = ['DeiT', 'Swin']

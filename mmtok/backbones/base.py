@@ -1,10 +1,12 @@
 """What all backbones share: image -> tokenizer -> (TokenProp) -> trunk -> feature maps."""
 
+from collections.abc import Sequence
+
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoint import load_pretrained
-from ..errors import ConfigError
+from ..errors import ConfigError, check_choice
 from ..registry import MODELS
 from ..tokenizers.padding import valid_mask
 from ..tokenprop.token_prop import TokenProp
@@ -77,6 +79,31 @@ class TokenBackbone(BaseModule):
             self.token_prop.record(tokens, x, mask)
         return self.forward_trunk(tokens)
 
+    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a public checkpoint under the names of this trunk, without those of buffers."""
+        return state
+
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B,D,h,w) -> feature maps (B,C_k,H_k,W_k)."""
         raise NotImplementedError
+
+
+def find_arch(arch: str | dict, archs: dict[str, dict]) -> dict:
+    """The sizes that a name stands for, or a dict of sizes with the same keys as those of the table."""
+    if isinstance(arch, str):
+        check_choice('arch', arch, archs)
+        return archs[arch]
+    keys = next(iter(archs.values())).keys()
+    if arch.keys() != keys:
+        raise ConfigError(f'arch={dict(arch)} must have exactly the keys {", ".join(keys)}')
+    return arch
+
+
+def find_indices(out_indices: int | Sequence[int], count: int, what: str) -> list[int]:
+    """Positions from 0 of `out_indices`, which must be there, each once and in rising order."""
+    given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    found = [i % count for i in given if -count <= i < count]
+    if not found or len(found) < len(given) or found != sorted(set(found)):
+        raise ConfigError(f'out_indices={given} must name {what} of a trunk with {count} {what}, each once and in '
+                          'rising order')
+    return found

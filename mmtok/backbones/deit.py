@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import ConfigError, check_choice
+from ..errors import ConfigError
 from ..registry import MODELS
-from .base import TokenBackbone
+from .base import TokenBackbone, find_arch, find_indices
 
 ARCHS = {
     'tiny': dict(embed_dims=192, depth=12, num_heads=3),
@@ -57,22 +57,14 @@ class DeiT(TokenBackbone):
                  tokenizer: dict | None = None, token_prop: dict | None = None, out_indices: Sequence[int] = (-1,),
                  final_norm: bool = False, drop_path_rate: float = 0.0, with_cp: bool = False,
                  mask_padding: bool = True, init_cfg: dict | None = None):
-        if isinstance(arch, str):
-            check_choice('arch', arch, ARCHS)
-            arch = ARCHS[arch]
-        if set(arch) != set(ARCHS['small']):
-            raise ConfigError(f'arch={dict(arch)} must have exactly the keys {", ".join(ARCHS["small"])}')
+        arch = find_arch(arch, ARCHS)
         depth, width = arch['depth'], arch['embed_dims']
         if width % arch['num_heads']:
             raise ConfigError(f'embed_dims={width} of the arch is no multiple of num_heads={arch["num_heads"]}')
         super().__init__(width, patch_size, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop,
                          mask_padding, init_cfg)
-        out_indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-        blocks = [i % depth for i in out_indices if -depth <= i < depth]
-        if not blocks or len(blocks) < len(out_indices) or blocks != sorted(set(blocks)):
-            raise ConfigError(f'out_indices={out_indices} must name blocks of a trunk of depth {depth}, each once and '
-                              'in rising order')
-        self.out_indices, self.out_channels, self.final_norm = blocks, (width, ) * len(blocks), final_norm
+        self.out_indices, self.final_norm = find_indices(out_indices, depth, 'blocks'), final_norm
+        self.out_channels = (width, ) * len(self.out_indices)
         self.trunk = VisionTransformer(
             img_size=img_size, patch_size=patch_size, embed_dim=width, depth=depth,
             num_heads=arch['num_heads'], num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path_rate,

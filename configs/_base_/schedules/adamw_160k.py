@@ -6,6 +6,7 @@ optim_wrapper = dict(
         custom_keys={
             'pos_embed': dict(decay_mult=0.),
             'cls_token': dict(decay_mult=0.),
+            'relative_position_bias_table': dict(decay_mult=0.),
             'norm': dict(decay_mult=0.),
             'moto': dict(decay_mult=0.),  # layout filters, beta, alpha, gate
         }))
