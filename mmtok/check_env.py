@@ -58,7 +58,9 @@ def find_problems(env: Environment) -> list[tuple[str, str]]:
 
     torch, numpy = env.version('torch'), env.version('numpy')
     if not torch:
-        return [('torch is not installed', 'pip install torch torchvision')]
+        pins = ("torch==2.1.2 torchvision==0.16.2 'numpy<2'" if env.python < (3, 12) else
+                'torch==2.8.0 torchvision==0.23.0')
+        return [('torch is not installed', f'pip install {pins}, then run this again for what goes with it')]
     if env.probes.get('torch') is None:
         return [(f'torch {env.versions["torch"]} does not import ({env.errors.get("torch", "")})',
                  f'pip install --force-reinstall torch=={env.versions["torch"]}')]

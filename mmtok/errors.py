@@ -1,7 +1,9 @@
 """The error of a configuration that cannot work, and checks that raise it."""
 
+import inspect
 import math
 import sys
+from collections.abc import Callable
 
 
 class ConfigError(ValueError):
@@ -12,6 +14,14 @@ def check_choice(name: str, value, choices) -> None:
     """Refuse an option that is none of `choices`, naming them all."""
     if value not in choices:
         raise ConfigError(f'{name}={value!r} is unknown; choose from {", ".join(map(repr, choices))}')
+
+
+def check_options(name: str, options: dict, target: Callable) -> None:
+    """Refuse keys that are no argument of `target`, naming those that are."""
+    known = [key for key in inspect.signature(target).parameters if key != 'self']
+    unknown = [key for key in options if key not in known and key != 'type']
+    if unknown:
+        raise ConfigError(f'{name} has no option {", ".join(unknown)}; it takes {", ".join(known)}')
 
 
 def check_positive_int(name: str, value) -> None:

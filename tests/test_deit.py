@@ -112,6 +112,11 @@ def test_drop_path_rises_to_its_rate():
 
 @pytest.mark.parametrize('options, message', [
     (dict(arch='huge'), "arch='huge' is unknown; choose from 'tiny', 'small', 'base'"),
+    (dict(tokenizer=dict(type='mmtok.MotoTokenizer')),
+     "tokenizer type 'mmtok.MotoTokenizer' is unknown; choose from mmtok.FrozenTokenizer, mmtok.MoToTokenizer"),
+    (dict(tokenizer=dict(type='mmtok.MoToTokenizer', num_entitis=4)),
+     'the tokenizer mmtok.MoToTokenizer has no option num_entitis; it takes .* num_entities'),
+    (dict(token_prop=dict(loss_type='l1')), 'token_prop has no option loss_type; it takes embed_dims, loss, '),
     (dict(out_indices=(12,)), r'out_indices=\[12\] must name blocks of a trunk with 12 blocks'),
     (dict(out_indices=(5, 2)), r'out_indices=\[5, 2\] must name blocks .* each once and in rising order'),
     (dict(out_indices=(-1, 11)), r'out_indices=\[-1, 11\]'),

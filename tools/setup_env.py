@@ -141,6 +141,8 @@ class Setup:
 
     def make_venv(self):
         if self.env.exists():
+            print(f'{self.label}: {self.env.relative_to(ROOT)} was made for another Python or folder, or is '
+                  'unfinished, so it is deleted and made anew', flush=True)
             self.state_file.unlink(missing_ok=True)  # first: half a tree must not pass for a finished one
             shutil.rmtree(self.env)
         self.run('venv', sys.executable, '-m', 'venv', self.env)

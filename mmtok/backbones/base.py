@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoint import load_pretrained
-from ..errors import ConfigError, check_choice
+from ..errors import ConfigError, check_choice, check_options
 from ..registry import MODELS
 from ..tokenizers.padding import valid_mask
 from ..tokenprop.token_prop import TokenProp
@@ -32,7 +32,7 @@ class TokenBackbone(BaseModule):
         super().__init__(init_cfg)
         self.embed_dims, self.patch_size, self.mask_padding = embed_dims, patch_size, mask_padding
         if isinstance(tokenizer, dict):
-            tokenizer = MODELS.build({'embed_dims': embed_dims, 'patch_size': patch_size, **tokenizer})
+            tokenizer = build_tokenizer({'embed_dims': embed_dims, 'patch_size': patch_size, **tokenizer})
         for name, ours, theirs in (('embed_dims', embed_dims, getattr(tokenizer, 'embed_dims', embed_dims)),
                                    ('patch_size', patch_size, getattr(tokenizer, 'stride', patch_size))):
             if ours != theirs:
@@ -41,6 +41,7 @@ class TokenBackbone(BaseModule):
         self.tokenizer = tokenizer
         self.token_prop = None
         if token_prop is not None:
+            check_options('token_prop', token_prop, TokenProp)
             self.token_prop = TokenProp(embed_dims, **token_prop)
         self._register_load_state_dict_pre_hook(self.drop_foreign_decoder)
 
@@ -86,6 +87,16 @@ class TokenBackbone(BaseModule):
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B,D,h,w) -> feature maps (B,C_k,H_k,W_k)."""
         raise NotImplementedError
+
+
+def build_tokenizer(cfg: dict) -> nn.Module:
+    """The tokenizer of a config; one sentence for an unknown type or option."""
+    kind = MODELS.get(cfg.get('type', ''))
+    if kind is None:
+        known = sorted(f'mmtok.{name}' for name in MODELS.module_dict if name.endswith('Tokenizer'))
+        raise ConfigError(f'tokenizer type {cfg.get("type")!r} is unknown; choose from {", ".join(known)}')
+    check_options(f'the tokenizer {cfg["type"]}', cfg, kind)
+    return MODELS.build(cfg)
 
 
 def find_arch(arch: str | dict, archs: dict[str, dict]) -> dict:

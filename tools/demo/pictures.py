@@ -19,7 +19,7 @@ def draw_overview(config: Path, checkpoint: Path, data: Path, out: Path, count: 
     """One row per validation image; each pixel of the layout in the colour of its strongest entity."""
     model = init_model(str(config), str(checkpoint), device='cpu')
     palette = np.array(model.dataset_meta['palette'], np.uint8)
-    entities = plt.get_cmap('tab10')
+    entities = plt.get_cmap('Set2')  # other colours than the classes have
     figure, axes = plt.subplots(count, 4, figsize=(10, 2.5 * count + 0.8), squeeze=False)
     for row, path in zip(axes, sorted((data / 'images' / 'validation').glob('*.jpg')), strict=False):
         image = Image.open(path)
@@ -34,7 +34,9 @@ def draw_overview(config: Path, checkpoint: Path, data: Path, out: Path, count: 
     names = model.dataset_meta['classes']
     figure.legend(handles=[Patch(color=palette[i] / 255, label=name) for i, name in enumerate(names)],
                   loc='lower center', ncols=len(names), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.text(0.5, 0.035, 'legend: classes. Layout: each position in the colour of its strongest entity, which is no '
+                'class.', ha='center', fontsize=9)
+    figure.tight_layout(rect=(0, 0.055, 1, 1))
     path = out / 'overview.png'
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -1,6 +1,8 @@
 """`make demo`: draw a data set, train and test a segmentor on it with mmseg's own tools, show what it learned."""
 
+import contextlib
 import fcntl
+import io
 import json
 import re
 import subprocess
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/demo/upernet_deit-nano_moto-tokenprop_1xb8-1.2k_drawn-128x128.py'
 REAL = 'configs/upernet/upernet_deit-s_moto-tokenprop_8xb2-160k_ade20k-512x512.py'
 TOOLS = Path(mmseg.__file__).parent / '.mim' / 'tools'
-OUT = ROOT / 'work_dirs' / 'demo'
+OUT = ROOT / 'work_dirs' / f'demo-{Path(sys.prefix).name}'  # .envs/<stack>: one does not overwrite the other's
 
 
 def run_tool(name: str, *arguments, lines: str, show: str) -> None:
@@ -59,11 +61,11 @@ def main() -> None:
     cfg = Config.fromfile(CONFIG)
     data = ROOT / cfg.data_root
     OUT.mkdir(parents=True, exist_ok=True)
-    lock = (OUT / 'lock').open('w')  # held until this process ends
+    lock = (OUT.parent / 'demo.lock').open('w')  # held until this process ends: all draw to the same folder
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        sys.exit(f'Another demo is running in {short(OUT)}; wait for it, or stop it first.')
+        sys.exit('Another demo is running in this folder; wait for it, or stop it first.')
     print(f'[1/5] Drawing 400 training and 60 validation images to {data.relative_to(ROOT)}/', flush=True)
     draw_ade_folder(data)
 
@@ -85,7 +87,8 @@ def main() -> None:
 
     print('[5/5] Drawing pictures', flush=True)
     warnings.simplefilter('ignore')  # mmseg warns of its own defaults
-    pictures = draw_overview(CONFIG, checkpoint, data, OUT)
+    with contextlib.redirect_stdout(io.StringIO()):  # and says what it loads
+        pictures = draw_overview(CONFIG, checkpoint, data, OUT)
 
     results = dict(mIoU=scores, seconds=round(time.time() - start), torch=torch.__version__, numpy=np.__version__,
                    mmseg=mmseg.__version__, seed=cfg.randomness.seed, iterations=cfg.train_cfg.max_iters,
