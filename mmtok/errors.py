@@ -1,4 +1,4 @@
-"""The error of a configuration that cannot work, and checks that raise it."""
+"""Errors that a user can mend, each one sentence, and checks that raise them."""
 
 import inspect
 import math
@@ -6,8 +6,24 @@ import sys
 from collections.abc import Callable
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
     """One sentence: what is wrong, where, and what to do. Uncaught, it is printed without a traceback."""
+
+    def __str__(self) -> str:
+        # A DataLoader raises what its worker raised with the worker's whole traceback as message; keep the last line.
+        return super().__str__().rsplit(f'{type(self).__name__}: ', 1)[-1].strip()
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot work."""
+
+
+class DataError(UserError):
+    """A file of a data set that cannot be used."""
+
+
+class StorageError(UserError):
+    """A file that could not be written, or a checkpoint that is not where it should be."""
 
 
 def check_choice(name: str, value, choices) -> None:
@@ -42,8 +58,8 @@ def check_positive(name: str, value) -> None:
 
 
 def print_one_sentence(kind, error, traceback, otherwise=sys.excepthook) -> None:
-    """`sys.excepthook` that ends a program on a ConfigError with its message alone."""
-    if issubclass(kind, ConfigError):
+    """`sys.excepthook` that ends a program on a UserError with its message alone."""
+    if issubclass(kind, UserError):
         print(f'mmtok: {error}', file=sys.stderr)
     else:
         otherwise(kind, error, traceback)

@@ -6,6 +6,7 @@ ImportError in this module would surface as "X is not in the registry".
 """
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
@@ -13,6 +14,8 @@ from mmengine.registry.build_functions import build_runner_from_cfg
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmtok',
                   locations=['mmtok.tokenizers', 'mmtok.backbones'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmtok', locations=['mmtok.tokenprop'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmtok',
+                 locations=['mmtok.tokenprop', 'mmtok.engine.checkpoint_hook'])
 RUNNERS = Registry('runner', build_func=build_runner_from_cfg, parent=MMENGINE_RUNNERS, scope='mmtok',
-                   locations=['mmtok.runner'])
+                   locations=['mmtok.engine.runner'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmtok', locations=['mmtok.engine.runner'])

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the data beside the project, and mmseg's own tools."""
 
+import json
 import os
 import subprocess
 import sys
@@ -34,19 +35,29 @@ def drawn_ade(tmp_path_factory) -> Path:
     sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
     from scenes import draw_ade_folder
     root = tmp_path_factory.mktemp('drawn_ade') / 'data'
-    draw_ade_folder(root, train=4, val=2)
+    draw_ade_folder(root, train=8, val=2)
     return root
+
+
+def mmseg_tool(name: str) -> Path:
+    """mmseg's own `tools/<name>.py`, as installed."""
+    import mmseg
+    return Path(mmseg.__file__).parent / '.mim' / 'tools' / f'{name}.py'
+
+
+def logged_steps(work_dir: Path) -> dict[int, dict]:
+    """What the newest training in a work directory logged, by iteration."""
+    newest = max(work_dir.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for line in newest.read_text().splitlines()]
+    return {line['step']: line for line in lines if 'loss' in line}
 
 
 @pytest.fixture(scope='session')
 def run_mmseg():
     """Run mmseg's own `tools/<name>.py` as a user would: from another folder and without PYTHONPATH."""
-    import mmseg
-    tools = Path(mmseg.__file__).parent / '.mim' / 'tools'
-
     def run(name, *arguments, cwd, env=None, timeout=900) -> subprocess.CompletedProcess:
         environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-        return subprocess.run([sys.executable, str(tools / f'{name}.py'), *map(str, arguments)], cwd=cwd, text=True,
+        return subprocess.run([sys.executable, str(mmseg_tool(name)), *map(str, arguments)], cwd=cwd, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
                               env={**environment, **(env or {})})
     return run

@@ -72,7 +72,7 @@ def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
 
 
 def test_moto_takes_no_weight_decay_and_keeps_its_start_after_the_runner_initialised(ade_layout, tmp_path, monkeypatch):
-    from mmtok.runner import Runner
+    from mmtok.engine.runner import Runner
     monkeypatch.setenv('ADE20K_ROOT', str(ade_layout))
     cfg = Config.fromfile(UPERNET['moto-tokenprop'])
     cfg.merge_from_dict(dict(work_dir=str(tmp_path), log_level='ERROR', launcher='none', experiment_name='decay',
@@ -151,8 +151,8 @@ def test_one_sentence_without_our_runner_too(drawn_ade, run_mmseg, tmp_path):
 
 def test_missing_data_root_of_a_test():
     cfg = Config.fromfile(UPERNET[''])
+    from mmtok.engine.preflight import check_data
     from mmtok.errors import ConfigError
-    from mmtok.preflight import check_data
     with pytest.raises(ConfigError, match=r"the data root 'data/ade/ADEChallengeData2016' \(test_dataloader"):
         check_data(cfg, 'test_dataloader')
 
@@ -160,8 +160,8 @@ def test_missing_data_root_of_a_test():
 @pytest.mark.parametrize('crop, fits', [((512, 512), True), ((8, 512), False), (8, False), ((0.3, 0.7), True),
                                         (None, True)], ids=str)
 def test_only_crops_in_pixels_are_measured(crop, fits):
+    from mmtok.engine.preflight import check_image_size
     from mmtok.errors import ConfigError
-    from mmtok.preflight import check_image_size
     cfg = dict(train_dataloader=dict(dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=crop)])))
     if fits:
         check_image_size(cfg, 16)

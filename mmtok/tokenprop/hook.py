@@ -71,7 +71,7 @@ class TokenPropHook(Hook):
         if not find_token_props(model):
             raise ConfigError('TokenPropHook is in custom_hooks, but no backbone has a decoder: add '
                               'token_prop=dict() to model.backbone, or remove the hook')
-        from ..preflight import check_model  # imports the backbones, which import TokenProp
+        from ..engine.preflight import check_model  # imports the backbones, which import TokenProp
         check_model(model, runner.cfg)
         self.detach = attach(model)
 

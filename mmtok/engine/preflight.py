@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .backbones.base import TokenBackbone
-from .errors import ConfigError, is_number
+from ..backbones.base import TokenBackbone
+from ..errors import ConfigError, is_number
 
 
 def check_data(cfg: dict, *loaders: str) -> None:
@@ -78,6 +78,18 @@ def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None) -> No
             'mask_padding=True reads the padding off the input, which needs a mean that is no whole number and a pad '
             f'value of 0, but model.data_preprocessor has mean={mean} and pad value {pad_value}: change them, or set '
             'model.backbone.mask_padding=False to count padding as image')
+
+
+def check_classes(cfg: dict, metainfo: dict) -> None:
+    """Every head of a segmentor has an output for every class of the data set."""
+    count, model = len(metainfo.get('classes') or ()), cfg.get('model') or {}
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = model.get(name) or []
+        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+            known = head.get('num_classes')
+            if isinstance(known, int) and known < count:
+                raise ConfigError(f'model.{name}.num_classes={known}, but the training data have {count} classes: '
+                                  'make them equal')
 
 
 def dicts_with(node, name: str, path: str) -> Iterator[tuple[str, dict]]:

@@ -1,0 +1,146 @@
+"""mmengine's Runner that looks at the whole configuration first, runs on several CPU processes, and resumes safely.
+
+`runner_type = 'mmtok.Runner'` makes the upstream `tools/train.py` use it.
+"""
+
+import contextlib
+import copy
+import errno
+import os
+from collections.abc import Iterator
+
+import torch
+from mmengine.dist import is_distributed
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.runner import Runner as MMEngineRunner
+from mmengine.runner import TestLoop as MMEngineTestLoop
+from mmengine.runner import find_latest_checkpoint
+from torch.utils.data import DataLoader
+
+from ..errors import ConfigError, StorageError
+from ..registry import LOOPS, RUNNERS
+from ..tokenprop.hook import TokenPropHook, find_token_props
+from ..tokenprop.token_prop import NOT_COLLECTED
+from .preflight import check_classes, check_data, check_model
+from .samples import build_dataset
+
+
+@contextlib.contextmanager
+def explained_full_disk(work_dir: str) -> Iterator[None]:
+    """One sentence where mmengine cannot write its logs; CheckpointHook sees to the checkpoints.
+
+    Raises:
+        StorageError: The disk, or the quota, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(f'a file in {work_dir} cannot be written ({error.strerror}): free some space, then go on '
+                           'from the last checkpoint with --resume') from error
+
+
+@RUNNERS.register_module()
+class Runner(MMEngineRunner):
+    """mmengine's Runner with checks of data roots, sizes, channels, classes, padding and TokenProp.
+
+    Raises:
+        ConfigError: Before any data is read.
+    """
+
+    def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
+        with explained_full_disk(work_dir):
+            super().__init__(model, work_dir, *args, **kwargs)
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """mmengine's; without a GPU the process group is made first, because mmengine's launcher asks for a GPU."""
+        if self.distributed and self._launcher == 'pytorch' and not torch.cuda.is_available() and not is_distributed():
+            torch.distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        """mmengine's; on CPU processes without a device id, and with BN where SyncBN would refuse CPU tensors."""
+        if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
+            self.logger.warning('No GPU: gradients are averaged over CPU processes (gloo), and SyncBN, which needs '
+                                "GPUs, becomes BN with each process's own statistics.")
+            model = revert_sync_batchnorm(model)
+            model_wrapper_cfg = dict(
+                dict(broadcast_buffers=False, find_unused_parameters=self.cfg.get('find_unused_parameters', False)),
+                **(model_wrapper_cfg or {}), device_ids=None)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False,
+                         skip_undecodable: bool = False) -> DataLoader:
+        """mmengine's, of data sets that are not empty and name their bad files or skip them with a warning."""
+        if isinstance(dataloader, dict) and isinstance(dataloader.get('dataset'), dict):
+            dataloader = copy.deepcopy(dataloader)
+            dataloader['dataset'] = build_dataset(dataloader['dataset'], skip_undecodable)
+        return MMEngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
+
+    def build_train_loop(self, loop):
+        """mmengine's, with data that skip what cannot be decoded, and a check that the heads know their classes."""
+        self._train_dataloader = self.build_dataloader(
+            self._train_dataloader, self.seed, self._randomness_cfg.get('diff_rank_seed', False), skip_undecodable=True)
+        loop = super().build_train_loop(loop)
+        check_classes(self.cfg, getattr(loop.dataloader.dataset, 'metainfo', {}))
+        return loop
+
+    def train(self):
+        """mmengine's, after the checks."""
+        check_data(self.cfg, 'train_dataloader', 'val_dataloader')
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        check_model(model, self.cfg)
+        if find_token_props(model) and not any(isinstance(hook, TokenPropHook) for hook in self.hooks):
+            raise ConfigError(NOT_COLLECTED)
+        if self._resume:
+            self.prepare_resume()
+        with explained_full_disk(self.work_dir):
+            return super().train()
+
+    def prepare_resume(self) -> None:
+        """Finds the checkpoint and takes its seed now: the data loaders, built before mmengine loads it, need it too.
+
+        Raises:
+            StorageError: The checkpoint to resume from is not there.
+        """
+        path = self._load_from or find_latest_checkpoint(self.work_dir)
+        if path is None:
+            return  # nothing was saved yet: mmengine says so and starts anew
+        if '://' in path:
+            return
+        beside = os.path.join(self.work_dir, os.path.basename(path))
+        if not os.path.isfile(path) and self._load_from is None and os.path.isfile(beside):
+            path = self._load_from = beside  # the work directory was moved
+        if not os.path.isfile(path):
+            source = 'load_from' if self._load_from else os.path.join(self.work_dir, 'last_checkpoint')
+            raise StorageError(f'the checkpoint to resume from, {path!r} (named by {source}), is not there: put it '
+                               'back, or name another with --cfg-options load_from=FILE')
+        if self._randomness_cfg.get('seed') is None:
+            seed = torch.load(path, map_location='cpu', weights_only=False, mmap=True)['meta'].get('seed')
+            if seed is not None:
+                self._randomness_cfg.update(seed=seed)
+                self.set_randomness(**self._randomness_cfg)
+
+    def val(self):
+        """mmengine's, after a check of the data root."""
+        check_data(self.cfg, 'val_dataloader')
+        return super().val()
+
+    def test(self):
+        """mmengine's, after a check of the data root."""
+        check_data(self.cfg, 'test_dataloader')
+        return super().test()
+
+
+@LOOPS.register_module()
+class TestLoop(MMEngineTestLoop):
+    """mmengine's TestLoop with the Runner's checks of the data, for tools that do not heed `runner_type`."""
+
+    def __init__(self, runner: MMEngineRunner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
+        check_data(runner.cfg, 'test_dataloader')
+        if isinstance(dataloader, dict):
+            diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+            dataloader = Runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed)
+        super().__init__(runner, dataloader, *args, **kwargs)
