@@ -54,14 +54,22 @@ class Runner(MMEngineRunner):
             super().__init__(model, work_dir, *args, **kwargs)
 
     def setup_env(self, env_cfg: dict) -> None:
-        """mmengine's; without a GPU the process group is made first, because mmengine's launcher asks for a GPU."""
-        if self.distributed and self._launcher == 'pytorch' and not torch.cuda.is_available() and not is_distributed():
-            torch.distributed.init_process_group('gloo')
+        """mmengine's; without a GPU the process group is made first, because mmengine's launcher asks for a GPU.
+
+        Raises:
+            ConfigError: More processes than GPUs.
+        """
+        if self._launcher == 'pytorch' and not is_distributed():
+            gpus, wanted = torch.cuda.device_count(), int(os.environ['LOCAL_WORLD_SIZE'])
+            if gpus == 0:
+                torch.distributed.init_process_group('gloo')
+            elif gpus < wanted:
+                raise ConfigError(f'{wanted} processes were started on a machine with {gpus} GPUs: start {gpus}')
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """mmengine's; on CPU processes without a device id, and with BN where SyncBN would refuse CPU tensors."""
-        if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
+        if self.distributed and torch.cuda.device_count() == 0 and not is_model_wrapper(model):
             self.logger.warning('No GPU: gradients are averaged over CPU processes (gloo), and SyncBN, which needs '
                                 "GPUs, becomes BN with each process's own statistics.")
             model = revert_sync_batchnorm(model)

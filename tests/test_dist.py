@@ -1,0 +1,117 @@
+"""Several processes: `tools/dist_train.sh` on CPU processes equals one process on the same global batch."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT, logged_steps
+
+CONFIG = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
+DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
+ITERATIONS = 5
+
+
+def run_tool(tool, *arguments, cwd, **env) -> subprocess.CompletedProcess:
+    return subprocess.run([str(tool), *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, timeout=600,
+                          stderr=subprocess.STDOUT, env={**os.environ, 'PYTHON': sys.executable, **env})
+
+
+def options(data_root, batch_size: int) -> list[str]:
+    """No drop path, no dropout; the same images a step however many processes share them."""
+    return ['--cfg-options', 'randomness.seed=0', f'train_cfg.max_iters={ITERATIONS}',
+            f'train_dataloader.batch_size={batch_size}', 'model.backbone.drop_path_rate=0.0',
+            'model.decode_head.dropout_ratio=0', 'model.auxiliary_head.dropout_ratio=0',
+            *(f'{name}_dataloader.dataset.data_root={data_root}' for name in ('train', 'val', 'test'))]
+
+
+@pytest.fixture(scope='module')
+def runs(drawn_ade, run_mmseg, tmp_path_factory):
+    """[one process on batches of 2], [two processes on batches of 1]: what GradientLog wrote."""
+    root = tmp_path_factory.mktemp('dist')
+    config = root / 'logged.py'
+    config.write_text(f"_base_ = {str(CONFIG)!r}\ncustom_imports = dict(imports=['gradient_log'])\n"
+                      "custom_hooks = [dict(type='mmtok.TokenPropHook'), dict(type='GradientLog')]\n")
+    env = {'PYTHONPATH': str(ROOT / 'tests')}
+    one = run_mmseg('train', config, '--work-dir', root / 'one', *options(drawn_ade, 2), cwd=root, env=env)
+    assert one.returncode == 0, one.stdout[-3000:]
+    two = run_tool(DIST_TRAIN, 'mmseg', config, 2, '--work-dir', root / 'two', *options(drawn_ade, 1), cwd=root, **env)
+    assert two.returncode == 0, two.stdout[-3000:]
+    assert 'No GPU: gradients are averaged over CPU processes (gloo)' in two.stdout
+    load = [torch.load(path, weights_only=False) for path in sorted(root.glob('*/rank*.pth'))]
+    assert len(load) == 3  # one/rank0, two/rank0, two/rank1
+    return load[:1], load[1:]
+
+
+def test_the_loss_of_two_processes_is_that_of_one(runs):
+    (one,), two = runs
+    for i in range(ITERATIONS):
+        for name in ('loss', 'decode.loss_ce', 'aux.loss_ce', 'loss_tokenprop'):
+            mean = sum(rank['losses'][i][name] for rank in two) / 2
+            assert mean == pytest.approx(one['losses'][i][name], rel=1e-5), (i, name)
+    assert two[0]['losses'][0]['loss'] != two[1]['losses'][0]['loss']  # they saw different images
+
+
+def test_gradients_are_equal_on_both_and_none_is_missing(runs):
+    (one,), two = runs
+    for name, gradient in one['gradients'].items():
+        assert gradient is not None, name
+        assert torch.equal(two[0]['gradients'][name], two[1]['gradients'][name]), name
+        scale = gradient.abs().max().clamp(min=1e-8)
+        assert ((two[0]['gradients'][name] - gradient).abs().max() / scale) < 1e-3, name
+
+
+def test_two_processes_resume_as_if_nothing_had_happened(drawn_ade, tmp_path):
+    """Drop path draws differently on each process: each gets its own random state back."""
+    shared = ['--cfg-options', 'randomness.seed=0', 'randomness.diff_rank_seed=True', 'train_cfg.max_iters=6',
+              'train_dataloader.batch_size=1', 'default_hooks.checkpoint.max_keep_ckpts=-1',
+              *(f'{name}_dataloader.dataset.data_root={drawn_ade}' for name in ('train', 'val', 'test'))]
+    whole, again = tmp_path / 'whole', tmp_path / 'again'
+    run = run_tool(DIST_TRAIN, 'mmseg', CONFIG, 2, '--work-dir', whole, *shared, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    again.mkdir()
+    shutil.copy(whole / 'iter_3.pth', again)
+    (again / 'last_checkpoint').write_text(str(again / 'iter_3.pth'))
+    run = run_tool(DIST_TRAIN, 'mmseg', CONFIG, 2, '--work-dir', again, '--resume', *shared, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    states = torch.load(again / 'iter_3.pth', weights_only=False)['mmtok_rng']
+    assert len(states) == 2 and not torch.equal(states[0]['torch']['cpu'], states[1]['torch']['cpu'])
+    losses, expected = ({step: line['loss'] for step, line in logged_steps(path).items()} for path in (again, whole))
+    assert losses == pytest.approx({step: expected[step] for step in (4, 5, 6)}, rel=1e-5)
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    (['mmseg', CONFIG], 'usage: '),
+    (['mmseg', CONFIG, 'two'], 'usage: '),
+    (['mmocr', CONFIG, 2], "mmtok: no training script for 'mmocr'; choose from mmseg, mmdet"),
+    (['mmseg', 'no.py', 2], "mmtok: the config 'no.py' is not there"),
+], ids=lambda value: str(value)[:20] if isinstance(value, str) else 'x')
+def test_wrong_arguments(arguments, sentence, tmp_path):
+    run = run_tool(DIST_TRAIN, *arguments, cwd=tmp_path)
+    assert run.returncode != 0 and run.stdout.startswith(sentence) and len(run.stdout.splitlines()) == 1
+
+
+def test_a_package_that_is_not_installed(tmp_path):
+    """The system's Python without mmseg stands for an environment that was not activated."""
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    python.chmod(0o755)
+    run = run_tool(DIST_TRAIN, 'mmseg', CONFIG, 2, cwd=tmp_path, PYTHON=str(python))
+    assert run.returncode == 1 and 'mmtok: mmseg is not installed for' in run.stdout
+
+
+def test_slurm_asks_for_what_the_script_says(tmp_path):
+    """A stand-in for srun prints what it was given."""
+    (tmp_path / 'srun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    run = run_tool(ROOT / 'tools' / 'slurm_train.sh', 'gpu', 'job', 'mmseg', CONFIG, '--amp', cwd=tmp_path, GPUS='16',
+                   SRUN_ARGS='--quiet --time=1:00', PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    words = run.stdout.splitlines()
+    assert run.returncode == 0
+    assert words[:8] == ['-p', 'gpu', '--job-name=job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
+                         '--cpus-per-task=5', '--kill-on-bad-exit=1']
+    assert words[8:11] == ['--quiet', '--time=1:00', sys.executable]
+    assert words[-4:] == [str(CONFIG), '--launcher', 'slurm', '--amp']

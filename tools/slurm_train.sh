@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Train on a Slurm cluster:
+#     tools/slurm_train.sh PARTITION JOB_NAME mmseg|mmdet CONFIG [arguments of the package's own tools/train.py]
+# As in mmseg and mmdet: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS. PYTHON names the interpreter.
+set -euo pipefail
+if [[ $# -lt 4 ]]; then
+    echo "usage: $0 PARTITION JOB_NAME mmseg|mmdet CONFIG [arguments of the package's own tools/train.py]" >&2
+    exit 2
+fi
+PYTHON=${PYTHON:-python}
+TRAIN=$("$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/find_train.py" "$3" "$4")
+GPUS=${GPUS:-8}
+GPUS_PER_NODE=${GPUS_PER_NODE:-$((GPUS < 8 ? GPUS : 8))}
+# shellcheck disable=SC2086  # SRUN_ARGS holds several words
+exec srun -p "$1" --job-name="$2" --gres=gpu:"$GPUS_PER_NODE" --ntasks="$GPUS" --ntasks-per-node="$GPUS_PER_NODE" \
+    --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+    "$PYTHON" -u "$TRAIN" "$4" --launcher slurm "${@:5}"
