@@ -1,10 +1,15 @@
 """Fixtures shared by all tests: the data beside the project, and mmseg's own tools."""
 
 import json
+import multiprocessing
 import os
+import resource
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,4 +65,56 @@ def run_mmseg():
         return subprocess.run([sys.executable, str(mmseg_tool(name)), *map(str, arguments)], cwd=cwd, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
                               env={**environment, **(env or {})})
+    return run
+
+
+def call_tool(script: Path, arguments: list[str], cwd: Path, env: dict, log: Path, file_limit: int | None) -> None:
+    """Run a script in this process as the interpreter would, its output in a file."""
+    import torch
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    os.chdir(cwd)
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    sys.argv = [str(script), *arguments]
+    try:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+
+
+@pytest.fixture(scope='session')
+def start_mmseg(tmp_path_factory) -> Callable:
+    """Start mmseg's own `tools/<name>.py` in a process forked where everything is imported already.
+
+    What it returns has `process`, `output()` and `finish()`, the last with `returncode` and `stdout` as of `run_mmseg`.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmseg.apis', 'mmtok.backbones', 'mmtok.engine.runner', 'conftest'])
+
+    def start(name, *arguments, cwd, env=None, file_limit=None):
+        log = tmp_path_factory.mktemp('log') / 'output.txt'
+        process = context.Process(target=call_tool, args=(mmseg_tool(name), list(map(str, arguments)), cwd, env or {},
+                                                          log, file_limit))
+        process.start()
+
+        def output() -> str:
+            return log.read_text() if log.exists() else ''
+
+        def finish(timeout: float = 600) -> SimpleNamespace:
+            process.join(timeout)
+            return SimpleNamespace(returncode=process.exitcode, stdout=output())
+        return SimpleNamespace(process=process, output=output, finish=finish)
+    return start
+
+
+@pytest.fixture(scope='session')
+def fork_mmseg(start_mmseg) -> Callable:
+    """`run_mmseg` without the seconds of its imports, for the many runs in which the tool itself is not in question."""
+    def run(*arguments, **options):
+        return start_mmseg(*arguments, **options).finish()
     return run

@@ -126,10 +126,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_what_cannot_work_ends_in_one_sentence(case, drawn_ade, run_mmseg, tmp_path):
+def test_what_cannot_work_ends_in_one_sentence(case, drawn_ade, fork_mmseg, tmp_path):
     options, sentence = WRONG[case]
     base = [o for o in SHORT if case != 'missing checkpoint' or 'init_cfg' not in o]
-    run = run_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *base,
+    run = fork_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *base,
                     'model.backbone.token_prop.output_scale=64', *options, cwd=tmp_path,
                     env={'ADE20K_ROOT': str(drawn_ade)})
     last = run.stdout.strip().splitlines()[-1]
@@ -138,11 +138,11 @@ def test_what_cannot_work_ends_in_one_sentence(case, drawn_ade, run_mmseg, tmp_p
     assert 'Traceback' not in run.stdout and 'Iter(train)' not in run.stdout
 
 
-def test_one_sentence_without_our_runner_too(drawn_ade, run_mmseg, tmp_path):
+def test_one_sentence_without_our_runner_too(drawn_ade, fork_mmseg, tmp_path):
     """A user's own config need not name `runner_type`: the sentence comes from the hook or the first forward."""
     for case in ('decoder without hook', 'hook without decoder', 'whole-number means'):
         options, sentence = WRONG[case]
-        run = run_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT,
+        run = fork_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT,
                         'runner_type=Runner', *options, cwd=tmp_path, env={'ADE20K_ROOT': str(drawn_ade)})
         last = run.stdout.strip().splitlines()[-1]
         assert run.returncode == 1 and last.startswith('mmtok: ') and sentence in last
