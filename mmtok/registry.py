@@ -18,4 +18,4 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmtok',
                  locations=['mmtok.tokenprop', 'mmtok.engine.checkpoint_hook'])
 RUNNERS = Registry('runner', build_func=build_runner_from_cfg, parent=MMENGINE_RUNNERS, scope='mmtok',
                    locations=['mmtok.engine.runner'])
-LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmtok', locations=['mmtok.engine.runner'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmtok', locations=['mmtok.engine.loops'])

@@ -1,12 +1,13 @@
 """Looks at a model and its config for combinations that cannot work, before the first iteration."""
 
+import math
 import os
 from collections.abc import Iterator
 
 from torch import nn
 
 from ..backbones.base import TokenBackbone
-from ..errors import ConfigError, is_number
+from ..errors import ConfigError, DataError, is_number
 
 
 def check_data(cfg: dict, *loaders: str) -> None:
@@ -78,6 +79,28 @@ def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None) -> No
             'mask_padding=True reads the padding off the input, which needs a mean that is no whole number and a pad '
             f'value of 0, but model.data_preprocessor has mean={mean} and pad value {pad_value}: change them, or set '
             'model.backbone.mask_padding=False to count padding as image')
+
+
+def check_small_images(batch: dict, model: nn.Module, cfg: dict) -> None:
+    """No image of a batch to evaluate is so small that the neck shrinks its token map to nothing.
+
+    Raises:
+        DataError: Names the image. Training crops are padded to one size, evaluated images are not.
+    """
+    neck = (cfg.get('model') or {}).get('neck') or {}
+    if not neck.get('scales') or getattr(getattr(model, 'data_preprocessor', None), 'test_cfg', None):
+        return
+    tokens = math.ceil(1 / min(neck['scales']))
+    for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
+        for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+            height, width = image.shape[-2:]
+            if math.ceil(min(height, width) / backbone.patch_size) < tokens:
+                scale = min(neck['scales'])
+                raise DataError(
+                    f'{sample.get("img_path")} is {width}x{height} pixels after the pipeline, but model.neck with the '
+                    f'scale {scale} needs {tokens} tokens of {backbone.patch_size} pixels each way: take it '
+                    'out of the data set, or pad what is evaluated with --cfg-options '
+                    f'model.data_preprocessor.test_cfg.size_divisor={tokens * backbone.patch_size}')
 
 
 def check_classes(cfg: dict, metainfo: dict) -> None:

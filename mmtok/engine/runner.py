@@ -13,12 +13,11 @@ import torch
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import Runner as MMEngineRunner
-from mmengine.runner import TestLoop as MMEngineTestLoop
 from mmengine.runner import find_latest_checkpoint
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, StorageError
-from ..registry import LOOPS, RUNNERS
+from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
 from .preflight import check_classes, check_data, check_model
@@ -140,15 +139,3 @@ class Runner(MMEngineRunner):
         """mmengine's, after a check of the data root."""
         check_data(self.cfg, 'test_dataloader')
         return super().test()
-
-
-@LOOPS.register_module()
-class TestLoop(MMEngineTestLoop):
-    """mmengine's TestLoop with the Runner's checks of the data, for tools that do not heed `runner_type`."""
-
-    def __init__(self, runner: MMEngineRunner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
-        check_data(runner.cfg, 'test_dataloader')
-        if isinstance(dataloader, dict):
-            diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
-            dataloader = Runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed)
-        super().__init__(runner, dataloader, *args, **kwargs)

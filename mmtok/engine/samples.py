@@ -1,6 +1,7 @@
 """Data sets whose bad files are named: what cannot be decoded, masks that do not fit, labels out of range."""
 
 import logging
+import os
 
 import numpy as np
 from mmengine.dataset import BaseDataset, Compose
@@ -51,7 +52,9 @@ class CheckedPipeline(Compose):
 
     def skip(self, file: str, error: Exception) -> None:
         """Says which file cannot be decoded, once a worker."""
-        sentence = f'{file} cannot be decoded ({type(error).__name__}: {error})'
+        empty = os.path.isfile(file) and os.path.getsize(file) == 0
+        reason = 'it is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
+        sentence = f'{file} cannot be decoded ({reason})'
         if not self.skip_undecodable:
             raise DataError(f'{sentence}: replace it, or take it out of the data set') from error
         if file not in self.skipped:
@@ -61,7 +64,8 @@ class CheckedPipeline(Compose):
     def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str) -> None:
         """`labels`: as loaded, (H,W); `image_shape`: the image's (H,W) as loaded."""
         if labels.ndim != 2:
-            raise DataError(f'{file} has {labels.shape[-1]} channels: a semantic map has one, which holds the labels')
+            raise DataError(f'{file} loads as an array of shape {labels.shape}: a semantic map has one channel, which '
+                            'holds the labels, and is more than one pixel high and wide')
         if image_shape is not None and labels.shape != tuple(image_shape[:2]):
             raise DataError(f'{file} is {labels.shape[1]}x{labels.shape[0]} pixels, but its image {image} is '
                             f'{image_shape[1]}x{image_shape[0]}: they must be of one size')

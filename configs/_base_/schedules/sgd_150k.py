@@ -2,8 +2,8 @@
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0005))
 param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=150000, by_epoch=False)]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=150000, val_interval=15000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='mmtok.TestLoop')  # names missing and broken test files
+val_cfg = dict(type='mmtok.ValLoop')
+test_cfg = dict(type='mmtok.TestLoop')
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),

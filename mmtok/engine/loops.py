@@ -1,0 +1,37 @@
+"""mmengine's loops of evaluation, which name the image that cannot be evaluated."""
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner as MMEngineRunner
+from mmengine.runner import TestLoop as MMEngineTestLoop
+from mmengine.runner import ValLoop as MMEngineValLoop
+from torch.utils.data import DataLoader
+
+from ..registry import LOOPS
+from .preflight import check_data, check_small_images
+from .runner import Runner
+
+
+class NamesSmallImages:
+    """For both loops: a look at each batch before the model gets it."""
+
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        model = self.runner.model
+        check_small_images(data_batch, model.module if is_model_wrapper(model) else model, self.runner.cfg)
+        super().run_iter(idx, data_batch)
+
+
+@LOOPS.register_module()
+class ValLoop(NamesSmallImages, MMEngineValLoop):
+    """mmengine's ValLoop."""
+
+
+@LOOPS.register_module()
+class TestLoop(NamesSmallImages, MMEngineTestLoop):
+    """mmengine's TestLoop, with the checks of `mmtok.Runner` for tools that do not heed `runner_type`."""
+
+    def __init__(self, runner: MMEngineRunner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
+        check_data(runner.cfg, 'test_dataloader')
+        if isinstance(dataloader, dict):
+            diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+            dataloader = Runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed)
+        super().__init__(runner, dataloader, *args, **kwargs)

@@ -1,0 +1,78 @@
+"""An image gives the same tokens however far its batch is padded, through mmseg's and mmdet's own preprocessors."""
+
+import pytest
+import torch
+from mmdet.models import DetDataPreprocessor
+from mmdet.structures import DetDataSample
+from mmengine.structures import PixelData
+from mmseg.models import SegDataPreProcessor
+from mmseg.structures import SegDataSample
+
+from mmtok.backbones import DeiT, Swin
+
+STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+
+
+def through_mmseg(images: list[torch.Tensor], size: tuple[int, int] | None) -> torch.Tensor:
+    """A training batch, padded to `size`, or to the largest image."""
+    divisor = None if size else 1
+    preprocessor = SegDataPreProcessor(**STATISTICS, size=size, size_divisor=divisor, pad_val=0, seg_pad_val=255)
+    samples = []
+    for image in images:
+        sample = SegDataSample()
+        sample.gt_sem_seg = PixelData(data=torch.zeros(1, *image.shape[-2:]))
+        samples.append(sample)
+    return preprocessor(dict(inputs=images, data_samples=samples), training=True)['inputs']
+
+
+def through_mmdet(images: list[torch.Tensor], size: tuple[int, int] | None) -> torch.Tensor:
+    """A batch padded to the largest image, and on to multiples of what gives `size`."""
+    preprocessor = DetDataPreprocessor(**STATISTICS, pad_size_divisor=size[0] if size else 1)
+    samples = [DetDataSample(metainfo=dict(img_shape=image.shape[-2:])) for image in images]
+    return preprocessor(dict(inputs=images, data_samples=samples), training=True)['inputs']
+
+
+def photo(height: int, width: int, seed: int) -> torch.Tensor:
+    """Every value from 0 to 255, those next to the means among them."""
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens_of(backbone, batch: torch.Tensor) -> torch.Tensor:
+    """What the tokenizer gives the trunk inside `backbone(batch)`."""
+    seen = []
+    handle = backbone.tokenizer.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        backbone(batch)
+    handle.remove()
+    return seen[0]
+
+
+BACKBONES = {
+    'DeiT': lambda **options: DeiT(arch=dict(embed_dims=32, depth=1, num_heads=2), out_indices=0, **options),
+    'Swin': lambda **options: Swin(arch=dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)), **options)}
+
+
+@pytest.mark.parametrize('preprocess', [through_mmseg, through_mmdet], ids=['mmseg', 'mmdet'])
+@pytest.mark.parametrize('placement', ['stem', 'token', 'branch'])
+@pytest.mark.parametrize('name', BACKBONES)
+def test_tokens_do_not_depend_on_the_padding_of_the_batch(name, placement, preprocess):
+    torch.manual_seed(0)
+    backbone = BACKBONES[name](tokenizer=dict(type='mmtok.MoToTokenizer', placement=placement)).eval()
+    for parameter_name, parameter in backbone.tokenizer.named_parameters():
+        if parameter_name.endswith('gate') or 'bias' in parameter_name:  # a closed gate would hide MoTo
+            torch.nn.init.normal_(parameter, 0.5, 0.1)
+    height, width = 97, 130  # no multiples of a patch
+    image, larger = photo(height, width, 1), photo(192, 224, 2)
+    alone = preprocess([image], None)
+    batches = [preprocess([image, larger], None), preprocess([larger, image], (256, 256))[[1]],
+               preprocess([image], (256, 256))]
+    assert {tuple(batch.shape[-2:]) for batch in batches} == {(192, 224), (256, 256)}
+    rows, columns = -(-height // backbone.patch_size), -(-width // backbone.patch_size)
+
+    def deviation(batch) -> float:
+        expected = tokens_of(backbone, alone)[0]
+        tokens = tokens_of(backbone, batch)[0, :, :rows, :columns]
+        return float((tokens - expected).abs().max() / expected.abs().max())
+    assert all(deviation(batch) <= 1e-5 for batch in batches)
+    backbone.mask_padding = False
+    assert all(deviation(batch) > 1e-3 for batch in batches)
