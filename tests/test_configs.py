@@ -8,8 +8,11 @@ import pytest
 import timm
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 
-from conftest import ROOT
+from conftest import ROOT, logged_steps
 
 SUFFIX = '8xb2-160k_ade20k-512x512.py'
 UPERNET = {name: ROOT / 'configs' / 'upernet' / f'upernet_deit-s_{name and name + "_"}{SUFFIX}'
@@ -46,6 +49,64 @@ def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_mmseg, tmp_path
                      *SHORT, *SMALL, cwd=tmp_path, env=env)
     assert test.returncode == 0, test.stdout[-3000:]
     assert re.search(r'mIoU: \d', test.stdout)
+
+
+def test_leaf_resumes(drawn_ade, run_mmseg, tmp_path):
+    """With all of its own settings, mmengine's data workers among them."""
+    options = [option for option in SHORT if 'workers' not in option and 'max_iters' not in option] + SMALL
+    for flags, iterations in ([], 2), (['--resume'], 3):
+        run = run_mmseg('train', SWIN[3], '--work-dir', tmp_path / 'work', *flags, '--cfg-options', *options,
+                        f'train_cfg.max_iters={iterations}', cwd=tmp_path, env={'ADE20K_ROOT': str(drawn_ade)})
+        assert run.returncode == 0, run.stdout[-3000:]
+    assert 'Auto resumed from the latest checkpoint' in run.stdout and 'iter_2.pth' in run.stdout
+    assert list(logged_steps(tmp_path / 'work')) == [3]
+
+
+def test_amp_rewrites_the_config_and_needs_a_gpu(drawn_ade, fork_mmseg, tmp_path):
+    run = fork_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--amp', '--cfg-options',
+                     *SHORT, *SMALL, cwd=tmp_path, env={'ADE20K_ROOT': str(drawn_ade)})
+    dumped = Config.fromfile(tmp_path / 'work' / UPERNET['moto-tokenprop'].name)
+    assert dumped.optim_wrapper.type == 'AmpOptimWrapper' and dumped.optim_wrapper.loss_scale == 'dynamic'
+    assert dumped.optim_wrapper.paramwise_cfg.custom_keys['moto'].decay_mult == 0  # the rest is as it was
+    if not torch.cuda.is_available():
+        assert run.returncode == 1 and run.stdout.strip().splitlines()[-1].startswith(
+            "mmtok: optim_wrapper.type='AmpOptimWrapper' (--amp) needs a GPU")
+    else:
+        assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize('leaf', [UPERNET['moto-tokenprop'], SWIN[3]], ids=lambda path: path.stem)
+def test_bf16_autocast_of_a_whole_segmentor(leaf):
+    """What --amp does to the model, on the CPU: losses in float32 and near float32's, finite gradients for all."""
+    from mmseg.registry import MODELS
+
+    from mmtok.tokenprop.hook import attach
+    cfg = Config.fromfile(leaf).model
+    cfg.backbone.init_cfg = None
+    cfg.data_preprocessor.size = (64, 64)
+    for head in (cfg.decode_head, cfg.auxiliary_head):
+        head.norm_cfg, head.dropout_ratio = dict(type='GN', num_groups=8), 0
+    cfg.backbone.drop_path_rate = 0
+    if 'neck' in cfg:
+        cfg.neck.norm_cfg = dict(type='GN', num_groups=8)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg).train()
+    attach(model)
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 64, 64))))
+    batch = model.data_preprocessor(dict(inputs=[torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)] * 2,
+                                         data_samples=[sample] * 2), training=True)
+    losses = {}
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            values = model(**batch, mode='loss')
+        losses[enabled] = {name: value for name, value in values.items() if 'loss' in name}
+        sum(losses[enabled].values()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert 'loss_tokenprop' in losses[True] and losses[True]['loss_tokenprop'].dtype == torch.float32
+    for name, value in losses[True].items():
+        assert float(value) == pytest.approx(float(losses[False][name]), rel=0.05), name
 
 
 def test_plain_leaf_starts_from_a_public_file(drawn_ade, run_mmseg, tmp_path):

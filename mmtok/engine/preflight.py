@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 
+from mmengine.device import get_device
 from torch import nn
 
 from ..backbones.base import TokenBackbone
@@ -20,6 +21,13 @@ def check_data(cfg: dict, *loaders: str) -> None:
                     f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
                     f"yours with --cfg-options {path}.data_root=/path/to/it (mmtok's ADE20K configs: the environment "
                     'variable ADE20K_ROOT sets all loaders)')
+
+
+def check_amp(cfg: dict) -> None:
+    """`--amp` has a device that mmengine's AmpOptimWrapper takes."""
+    if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise ConfigError("optim_wrapper.type='AmpOptimWrapper' (--amp) needs a GPU, and none is visible: train "
+                          'without --amp here')
 
 
 def check_model(model: nn.Module, cfg: dict) -> None:

@@ -20,7 +20,7 @@ from ..errors import ConfigError, StorageError
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
-from .preflight import check_classes, check_data, check_model
+from .preflight import check_amp, check_classes, check_data, check_model
 from .samples import build_dataset
 
 
@@ -96,6 +96,7 @@ class Runner(MMEngineRunner):
 
     def train(self):
         """mmengine's, after the checks."""
+        check_amp(self.cfg)
         check_data(self.cfg, 'train_dataloader', 'val_dataloader')
         model = self.model.module if is_model_wrapper(self.model) else self.model
         check_model(model, self.cfg)
