@@ -24,3 +24,4 @@ lint: env
 
 benchmark: env
 	@$(PY) tools/benchmark.py moto
+	@$(PY) tools/benchmark.py backbones

@@ -4,23 +4,52 @@ import csv
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'tools'))
+from benchmarks.backbones import TRUNKS, methods_of
 from benchmarks.moto import METHODS, make_inputs
 from benchmarks.timing import time_interleaved
 
 
-def test_moto_command(tmp_path):
-    command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'moto', '--size', '64', '--repeats', '2', '--out',
-               tmp_path / 'out.csv']
+def run_benchmark(tmp_path, *arguments) -> tuple[str, list[dict]]:
+    """What a command printed, and the rows of its CSV, each with provenance."""
+    command = [sys.executable, ROOT / 'tools' / 'benchmark.py', *arguments, '--out', tmp_path / 'out.csv']
     run = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
-    assert run.stdout.count('faster than the faster formula: ') == 2
     with (tmp_path / 'out.csv').open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6 and all(float(row['ms_median']) > 0 and row['torch'] and row['device'] for row in rows)
+    assert all(float(row['ms_median']) > 0 and row['torch'] and row['device'] and row['date'] for row in rows)
+    return run.stdout, rows
+
+
+def test_moto_command(tmp_path):
+    output, rows = run_benchmark(tmp_path, 'moto', '--size', '64', '--repeats', '2')
+    assert output.count('faster than the faster formula: ') == 2 and len(rows) == 6
+
+
+def test_backbones_command(tmp_path):
+    output, rows = run_benchmark(tmp_path, 'backbones', '--trunk', 'DeiT-S', '--size', '64', '--repeats', '2')
+    assert output.count('MoTo adds ') == 2
+    assert [row['method'] for row in rows] == 2 * ['mmtok', 'mmtok + MoTo', 'timm', 'mmseg']
+
+
+@pytest.mark.parametrize('trunk', TRUNKS)
+def test_all_backbones_give_the_same_maps(trunk):
+    """None is timed while it does less than the others."""
+    methods = methods_of(trunk)
+    assert {'mmtok', 'mmtok + MoTo', 'timm', 'mmseg'} <= set(methods)
+    shapes = set()
+    for make in methods.values():
+        backbone = make(96)
+        backbone.train()  # mmdet's returns None
+        outs = backbone(torch.randn(1, 3, 96, 96))
+        sum(out.mean() for out in outs).backward()
+        shapes.add(tuple(out.shape for out in outs))
+        assert not any('drop' in type(m).__name__.lower() and getattr(m, 'drop_prob', 0) for m in backbone.modules())
+    assert len(shapes) == 1
 
 
 def test_all_methods_compute_the_same():

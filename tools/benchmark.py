@@ -1,6 +1,7 @@
 """Benchmarks as commands that anyone can run; each prints ratios against what a user would pick instead.
 
     python tools/benchmark.py moto            # the operator against the paper's formula in plain PyTorch
+    python tools/benchmark.py backbones       # DeiT and Swin, plain and with MoTo, against timm's, mmdet's and mmseg's
 """
 
 import argparse
@@ -8,13 +9,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from benchmarks import moto
+from benchmarks import backbones, moto
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    moto.add_arguments(commands.add_parser('moto', help=moto.__doc__.splitlines()[0]))
+    for module in (moto, backbones):
+        name = module.__name__.rpartition('.')[2]
+        module.add_arguments(commands.add_parser(name, help=module.__doc__.splitlines()[0]))
     args = parser.parse_args()
     args.run(args)
 

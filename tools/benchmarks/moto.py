@@ -1,13 +1,12 @@
 """MoTo on one feature map: the operator against the formula in plain PyTorch, a loop over entities or broadcast."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from mmtok.ops import moto
 
+from . import memory
 from .timing import provenance, spread, time_interleaved, write_csv
 
 EPS = 1e-5
@@ -45,7 +44,7 @@ def add_arguments(parser) -> None:
     parser.add_argument('--repeats', type=int, default=7, help='timed rounds (default %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark/moto.csv'))
-    parser.add_argument('--memory-of', nargs=2, metavar=('METHOD', 'DIRECTION'), help='used by the command itself')
+    memory.add_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -70,39 +69,14 @@ def make_call(method: str, direction: str, inputs, upstream):
     return call
 
 
-def resident_kib(name: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process. Linux: getrusage would report the parent's peak after exec."""
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1])
-    raise OSError(f'{name} is not in /proc/self/status')
-
-
-def print_memory(args) -> None:
-    """In a fresh process: MiB that one call adds to the peak of the resident set."""
-    small = make_inputs(type(args)(**{**vars(args), 'size': 16}))
-    make_call(*args.memory_of, *small)()  # libraries and threads start before the base line
-    call = make_call(*args.memory_of, *make_inputs(args))
-    before = resident_kib('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
-    call()
-    print((resident_kib('VmHWM') - before) / 1024)
-
-
-def measure_memory(args, method: str, direction: str) -> float:
-    options = [f'--{name}={getattr(args, name)}' for name in ('size', 'channels', 'entities', 'seed')]
-    command = [sys.executable, str(Path(__file__).parents[1] / 'benchmark.py'), 'moto', *options]
-    result = subprocess.run([*command, '--memory-of', method, direction], check=True, text=True, capture_output=True)
-    return float(result.stdout)
-
-
 def ratio(a: float, b: float) -> str:
     return f'{a / b:6.1f} x' if b else '     - '  # a map too small to show in the resident set
 
 
 def run(args) -> None:
     if args.memory_of:
-        print_memory(args)
+        small = make_inputs(type(args)(**{**vars(args), 'size': 16}))
+        memory.print_added_peak(make_call(*args.memory_of, *small), make_call(*args.memory_of, *make_inputs(args)))
         return
     inputs, upstream = make_inputs(args)
     shape = f'{args.channels}x{args.size}x{args.size}, n = {args.entities}'
@@ -116,14 +90,15 @@ def run(args) -> None:
         best = min(spread(values)[0] for name, values in times.items() if name != 'mmtok')
         ours = spread(times['mmtok'])[0]
         print(f'\n{direction:20} {"ms":>8} {"20 %":>8} {"80 %":>8} {"MiB":>8}   against mmtok: time, memory')
-        memory = {name: measure_memory(args, name, direction) for name in METHODS}
+        options = {name: getattr(args, name) for name in ('size', 'channels', 'entities', 'seed')}
+        peak = {name: memory.measure_added_peak('moto', options, name, direction) for name in METHODS}
         for name, values in times.items():
             median, low, high = spread(values)
-            print(f'  {name:18} {median:8.1f} {low:8.1f} {high:8.1f} {memory[name]:8.0f}   '
-                  f'{ratio(median, ours)} {ratio(memory[name], memory["mmtok"])}')
+            print(f'  {name:18} {median:8.1f} {low:8.1f} {high:8.1f} {peak[name]:8.0f}   '
+                  f'{ratio(median, ours)} {ratio(peak[name], peak["mmtok"])}')
             rows.append(dict(method=name, direction=direction, shape=shape, ms_median=round(median, 2),
-                             ms_p20=round(low, 2), ms_p80=round(high, 2), peak_mib=round(memory[name], 1),
+                             ms_p20=round(low, 2), ms_p80=round(high, 2), peak_mib=round(peak[name], 1),
                              repeats=args.repeats, **provenance(args.seed)))
         print(f'  faster than the faster formula: {ratio(best, ours)}; '
-              f'less memory than the broadcast form: {ratio(memory["formula, broadcast"], memory["mmtok"])}')
+              f'less memory than the broadcast form: {ratio(peak["formula, broadcast"], peak["mmtok"])}')
     write_csv(args.out, rows)

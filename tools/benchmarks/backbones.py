@@ -1,0 +1,131 @@
+"""Backbones that give feature maps for a head: ours, plain and with MoTo, against timm's, mmdet's and mmseg's."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mmtok.backbones import DeiT, Swin
+
+from . import memory
+from .timing import provenance, spread, time_interleaved, write_csv
+
+BLOCKS = (2, 5, 8, 11)  # the outputs of mmseg's DeiT recipe; Swin gives its four stages
+MOTO = dict(type='mmtok.MoToTokenizer')
+DIRECTIONS = ('forward', 'forward + backward')
+
+
+class TimmFeatures(nn.Module):
+    """A timm model as a user takes it for feature maps; no gradients reach what the maps do not need."""
+
+    def __init__(self, name: str, indices: tuple[int, ...], **options):
+        super().__init__()
+        self.body, self.indices = timm.create_model(name, num_classes=0, **options), list(indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.body.forward_intermediates(x, indices=self.indices, intermediates_only=True))
+
+
+def mmseg_vit(size: int) -> nn.Module:
+    from mmseg.models.backbones import VisionTransformer
+    return VisionTransformer(img_size=size, patch_size=16, embed_dims=384, num_layers=12, num_heads=6,
+                             out_indices=BLOCKS)
+
+
+def peer_swin(package: str) -> nn.Module:
+    module = __import__(f'{package}.models.backbones.swin', fromlist=['SwinTransformer'])
+    return module.SwinTransformer(drop_path_rate=0.0)
+
+
+# trunk -> method -> image size -> backbone; what is not installed is left out
+TRUNKS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
+    'DeiT-S': {
+        'mmtok': lambda size: DeiT('small', img_size=size, out_indices=BLOCKS),
+        'mmtok + MoTo': lambda size: DeiT('small', img_size=size, out_indices=BLOCKS, tokenizer=MOTO),
+        'timm': lambda size: TimmFeatures('deit_small_patch16_224', BLOCKS, img_size=size),
+        'mmseg': mmseg_vit,
+    },
+    'Swin-T': {
+        'mmtok': lambda size: Swin('tiny', drop_path_rate=0.0),
+        'mmtok + MoTo': lambda size: Swin('tiny', drop_path_rate=0.0, tokenizer=MOTO),
+        'timm': lambda size: TimmFeatures('swin_tiny_patch4_window7_224', (0, 1, 2, 3), img_size=size,
+                                          drop_path_rate=0.0),
+        'mmdet': lambda size: peer_swin('mmdet'),
+        'mmseg': lambda size: peer_swin('mmseg'),
+    },
+}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument('--trunk', choices=TRUNKS, nargs='+', default=list(TRUNKS))
+    parser.add_argument('--size', type=int, nargs='+', default=[224, 512], help='sides of the square image')
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--repeats', type=int, default=15, help='interleaved rounds (default %(default)s)')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark/backbones.csv'))
+    memory.add_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def methods_of(trunk: str) -> dict[str, Callable[[int], nn.Module]]:
+    return {name: make for name, make in TRUNKS[trunk].items()
+            if not name.startswith(('mmdet', 'mmseg')) or find_spec(name)}
+
+
+def make_call(make: Callable[[int], nn.Module], direction: str, size: int, batch: int, seed: int) -> Callable:
+    torch.manual_seed(seed)
+    backbone, x = make(size), torch.randn(batch, 3, size, size)
+    if direction == 'forward':
+        backbone.eval()
+
+        def call():
+            with torch.no_grad():
+                backbone(x)
+    else:
+        backbone.train()
+
+        def call():
+            backbone.zero_grad()
+            sum(out.mean() for out in backbone(x)).backward()
+    return call
+
+
+def print_table(trunk: str, size: int, direction: str, args) -> list[dict]:
+    """One block of the report; rows for the CSV. Ratios are medians over rounds of ours / theirs in the same round."""
+    methods = methods_of(trunk)
+    calls = {name: make_call(make, direction, size, args.batch, args.seed) for name, make in methods.items()}
+    times = time_interleaved(calls, args.repeats)
+    options = dict(trunk=trunk, size=size, batch=args.batch, seed=args.seed)
+    peak = {name: memory.measure_added_peak('backbones', options, name, direction) for name in methods}
+    print(f'\n{trunk} at {size}x{size}, {direction}\n  {"":14} {"ms":>8} {"20 %":>8} {"80 %":>8} {"MiB":>7}   '
+          'mmtok / it, 20 %, 80 %')
+    rows = []
+    for name, values in times.items():
+        median, low, high = spread(values)
+        ratio = spread(times['mmtok'] / values)
+        print(f'  {name:14} {median:8.1f} {low:8.1f} {high:8.1f} {peak[name]:7.0f}   {ratio[0]:9.3f} {ratio[1]:7.3f} '
+              f'{ratio[2]:6.3f}')
+        rows.append(dict(trunk=trunk, size=size, batch=args.batch, direction=direction, method=name,
+                         ms_median=round(median, 2), ms_p20=round(low, 2), ms_p80=round(high, 2),
+                         peak_mib=round(peak[name], 1), mmtok_over_it=round(ratio[0], 4),
+                         repeats=args.repeats, **provenance(args.seed)))
+    added = spread(times['mmtok + MoTo'] / times['mmtok'])[0] - 1
+    print(f'  MoTo adds {added:.1%} to the plain backbone')
+    return rows
+
+
+def run(args) -> None:
+    if args.memory_of:
+        method, direction = args.memory_of
+        make, size = methods_of(args.trunk[0])[method], args.size[0]
+        memory.print_added_peak(make_call(make, direction, 64, 1, args.seed),
+                                make_call(make, direction, size, args.batch, args.seed))
+        return
+    print(f'Feature maps from a batch of {args.batch}, float32, {torch.get_num_threads()} threads, torch '
+          f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what a call adds.')
+    rows = [row for trunk in args.trunk for size in args.size for direction in DIRECTIONS
+            for row in print_table(trunk, size, direction, args)]
+    write_csv(args.out, rows)

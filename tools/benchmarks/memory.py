@@ -1,0 +1,38 @@
+"""What one call adds to the peak of the resident set, measured in a fresh process. Linux."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+OPTION = '--memory-of'
+
+
+def add_argument(parser) -> None:
+    parser.add_argument(OPTION, nargs=2, metavar=('METHOD', 'DIRECTION'), help='used by the command itself')
+
+
+def resident_kib(name: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process; getrusage would report the parent's peak after exec."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise OSError(f'{name} is not in /proc/self/status')
+
+
+def print_added_peak(warm_up: Callable, call: Callable) -> None:
+    """In a fresh process: MiB. `warm_up` starts libraries and threads before the base line is taken."""
+    warm_up()
+    before = resident_kib('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
+    call()
+    print((resident_kib('VmHWM') - before) / 1024)
+
+
+def measure_added_peak(command: str, options: dict, method: str, direction: str) -> float:
+    """MiB, from `benchmark.py COMMAND --memory-of METHOD DIRECTION` with these options."""
+    flags = [f'--{name}={value}' for name, value in options.items()]
+    script = str(Path(__file__).parents[1] / 'benchmark.py')
+    result = subprocess.run([sys.executable, script, command, *flags, OPTION, method, direction], check=True, text=True,
+                            stdout=subprocess.PIPE)
+    return float(result.stdout.splitlines()[-1])
