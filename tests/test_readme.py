@@ -3,14 +3,17 @@
 import csv
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import mmseg
 import pytest
+import torch
 from mmengine.config import Config
 
 from conftest import ROOT
 from mmtok.registry import MODELS
+from test_configs import SHORT, SMALL
 
 README = (ROOT / 'README.md').read_text()
 MMSEG = Path(mmseg.__file__).parent / '.mim'
@@ -28,6 +31,19 @@ def test_five_lines_work_on_mmseg_s_own_config(tmp_path):
     model = MODELS.build(cfg.model)
     assert model.backbone.tokenizer.placement == 'stem' and model.backbone.token_prop is not None
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.keys() >= {'moto', 'norm'}
+
+
+def test_both_snippets_train_under_mmseg(drawn_ade, fork_mmseg, tmp_path):
+    """As a user would add them to mmseg's own config, which brings its SyncBN, schedule and data."""
+    first, more = (textwrap.dedent(text) for text in re.findall(r'```python\n(.*?)```', README, re.S))
+    name = re.search(r"_base_ = './(.*)'", first).group(1)
+    (tmp_path / 'mine.py').write_text(first.replace(f'./{name}', str(MMSEG / 'configs' / 'vit' / name)) + more)
+    roots = [f'{loader}_dataloader.dataset.data_root={drawn_ade}' for loader in ('train', 'val', 'test')]
+    run = fork_mmseg('train', tmp_path / 'mine.py', '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL,
+                     *roots, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert 'loss_tokenprop' in run.stdout
+    assert 'mmtok_rng' in torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)  # our hook saved it
 
 
 def test_every_linked_file_is_there():
