@@ -106,7 +106,7 @@ def test_bf16_autocast_of_a_whole_segmentor(leaf):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert 'loss_tokenprop' in losses[True] and losses[True]['loss_tokenprop'].dtype == torch.float32
     for name, value in losses[True].items():
-        assert float(value) == pytest.approx(float(losses[False][name]), rel=0.05), name
+        assert value.item() == pytest.approx(losses[False][name].item(), rel=0.05), name
 
 
 def test_plain_leaf_starts_from_a_public_file(drawn_ade, run_mmseg, tmp_path):
