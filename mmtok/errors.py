@@ -65,5 +65,5 @@ def print_one_sentence(kind, error, traceback, otherwise=sys.excepthook) -> None
         otherwise(kind, error, traceback)
 
 
-if sys.excepthook.__name__ != 'print_one_sentence':
+if getattr(sys.excepthook, '__name__', '') != 'print_one_sentence':
     sys.excepthook = print_one_sentence

@@ -1,10 +1,12 @@
 """Fixtures shared by all tests: the data beside the project, and mmseg's own tools."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,9 +70,25 @@ def run_mmseg():
     return run
 
 
-def call_tool(script: Path, arguments: list[str], cwd: Path, env: dict, log: Path, file_limit: int | None) -> None:
+def die_at(event: int) -> None:
+    """SIGKILL this process just before the `event`-th time, from 0, that it flushes, renames or deletes a file."""
+    count = itertools.count()
+
+    def deadly(function):
+        def call(*args, **kwargs):
+            if next(count) == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+    os.fsync, os.replace, os.remove = deadly(os.fsync), deadly(os.replace), deadly(os.remove)
+
+
+def call_tool(script: Path, arguments: list[str], cwd: Path, env: dict, log: Path, file_limit: int | None,
+              fatal_event: int | None) -> None:
     """Run a script in this process as the interpreter would, its output in a file."""
     import torch
+    if fatal_event is not None:
+        die_at(fatal_event)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
@@ -96,10 +114,10 @@ def start_mmseg(tmp_path_factory) -> Callable:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmseg.apis', 'mmtok.backbones', 'mmtok.engine.runner', 'conftest'])
 
-    def start(name, *arguments, cwd, env=None, file_limit=None):
+    def start(name, *arguments, cwd, env=None, file_limit=None, fatal_event=None):
         log = tmp_path_factory.mktemp('log') / 'output.txt'
         process = context.Process(target=call_tool, args=(mmseg_tool(name), list(map(str, arguments)), cwd, env or {},
-                                                          log, file_limit))
+                                                          log, file_limit, fatal_event))
         process.start()
 
         def output() -> str:
@@ -107,6 +125,9 @@ def start_mmseg(tmp_path_factory) -> Callable:
 
         def finish(timeout: float = 600) -> SimpleNamespace:
             process.join(timeout)
+            if process.is_alive():
+                process.kill()
+                raise TimeoutError(f'still running after {timeout} s: {output()[-2000:]}')
             return SimpleNamespace(returncode=process.exitcode, stdout=output())
         return SimpleNamespace(process=process, output=output, finish=finish)
     return start

@@ -1,9 +1,11 @@
 """Images and masks as they really come: training goes on, or one sentence names the file and the fault."""
 
+import re
 import shutil
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from conftest import ROOT, logged_steps
@@ -46,11 +48,12 @@ def truncate(path, share=0.5) -> None:
 @pytest.fixture
 def train(fork_mmseg, data, tmp_path):
     """Train 4 iterations of 3 images on all 9 images of the folder, the spoilt one among them, in one data worker."""
-    def run(*options, config=CONFIG):
+    def run(*options, config=CONFIG, roots=True):
+        loaders = ('train', 'val', 'test') if roots else ()
         return fork_mmseg('train', config, '--work-dir', tmp_path / 'work', '--cfg-options',
                           'randomness.seed=0', 'train_cfg.max_iters=4', 'train_cfg.val_interval=4',
                           'train_dataloader.num_workers=1', 'train_dataloader.batch_size=3',
-                          *(f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')),
+                          *(f'{name}_dataloader.dataset.data_root={data}' for name in loaders),
                           *options, cwd=tmp_path)
     return run
 
@@ -67,12 +70,12 @@ def last_sentence(run) -> str:
     return run.stdout.strip().splitlines()[-1]
 
 
-def with_step(tmp_path, step: str):
+def with_step(tmp_path, step: str, load: str = "dict(type='LoadImageFromFile')"):
     """The config with one more step after the annotations."""
     config = tmp_path / 'config.py'
     config.write_text(f"""_base_ = {str(CONFIG)!r}
 train_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True), {step},
+    {load}, dict(type='LoadAnnotations', reduce_zero_label=True), {step},
     dict(type='PackSegInputs')]))
 """)
     return config
@@ -127,6 +130,27 @@ def test_what_cannot_be_decoded_is_skipped_with_one_warning(spoil, train, data, 
     warnings = [line for line in output.splitlines() if 'skipped' in line]
     assert len(warnings) == 1 and f'{file} cannot be decoded (' in warnings[0]
     assert warnings[0].endswith('skipped, another image takes its place')
+
+
+def test_a_data_set_of_which_nothing_can_be_decoded(train, data):
+    """As when git-lfs left its pointers in the place of the images."""
+    for image in (data / 'images' / 'training').iterdir():
+        image.write_text('version https://git-lfs.github.com/spec/v1')
+    assert re.match(r'mmtok: .*\.jpg cannot be decoded \(.*\), as 7 others before it: mend the data set$',
+                    last_sentence(train()))
+
+
+def test_a_data_set_inside_a_wrapper(train, data, tmp_path):
+    config = tmp_path / 'repeated.py'
+    config.write_text(f"""_base_ = {str(CONFIG)!r}
+train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, dataset=dict(
+    type='BaseSegDataset', data_root={str(data)!r}, reduce_zero_label=True, metainfo={{{{_base_.metainfo}}}},
+    data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+    pipeline={{{{_base_.train_dataloader.dataset.pipeline}}}})))
+""")
+    add(data, Image.fromarray(noise(128, 128)), mask_size=(100, 90))
+    options = [f'{name}_dataloader.dataset.data_root={data}' for name in ('val', 'test')]
+    assert 'is 100x90 pixels, but its image' in last_sentence(train(*options, config=config, roots=False))
 
 
 def test_what_cannot_be_decoded_ends_an_evaluation(train, data, tmp_path):
@@ -202,8 +226,22 @@ def test_more_classes_than_the_head_knows(train):
         'mmtok: model.decode_head.num_classes=5, but the training data have 6 classes: make them equal')
 
 
-def test_a_fault_in_a_step_keeps_its_traceback(train, tmp_path):
-    """What is no fault of a file must not look like one."""
-    run = train(config=with_step(tmp_path, "dict(type='Resize', scale=(0, 0), keep_ratio=False)"))
+@pytest.mark.parametrize('name, step, load', [
+    ('Resize', "dict(type='Resize', scale=(0, 0), keep_ratio=False)", "dict(type='LoadImageFromFile')"),
+    ('LoadImageFromFile', "dict(type='RandomFlip', prob=0.0)",
+     "dict(type='LoadImageFromFile', imdecode_backend='turbojpeg')")], ids=['a step', 'a setting of a loading step'])
+def test_a_fault_in_a_step_keeps_its_traceback(name, step, load, train, tmp_path):
+    """What is no fault of a file must not look like one, nor be skipped."""
+    run = train(config=with_step(tmp_path, step, load))
     assert run.returncode == 1 and 'Traceback' in run.stdout
-    assert 'Resize failed on ' in run.stdout
+    assert f'{name} failed on ' in run.stdout and 'skipped' not in run.stdout
+
+
+def test_evaluation_alone(drawn_ade, tmp_path):
+    """`Runner.val()`, which no tool of mmseg calls."""
+    from mmtok.engine.runner import Runner
+    cfg = Config.fromfile(CONFIG)
+    cfg.work_dir = str(tmp_path)
+    cfg.val_dataloader.dataset.data_root = str(drawn_ade)
+    cfg.log_level = 'ERROR'
+    assert 'mIoU' in Runner.from_cfg(cfg).val()

@@ -1,6 +1,8 @@
 """Several processes: `tools/dist_train.sh` on CPU processes equals one process on the same global batch."""
 
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,9 +17,12 @@ DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
 ITERATIONS = 5
 
 
-def run_tool(tool, *arguments, cwd, **env) -> subprocess.CompletedProcess:
-    return subprocess.run([str(tool), *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, timeout=600,
-                          stderr=subprocess.STDOUT, env={**os.environ, 'PYTHON': sys.executable, **env})
+def run_tool(tool, *arguments, cwd, file_limit=None, **env) -> subprocess.CompletedProcess:
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    return subprocess.run([str(tool), *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, timeout=300,
+                          stderr=subprocess.STDOUT, env={**os.environ, 'PYTHON': sys.executable, **env},
+                          preexec_fn=limit if file_limit else None)
 
 
 def options(data_root, batch_size: int) -> list[str]:
@@ -83,6 +88,40 @@ def test_two_processes_resume_as_if_nothing_had_happened(drawn_ade, tmp_path):
     assert losses == pytest.approx({step: expected[step] for step in (4, 5, 6)}, rel=1e-5)
 
 
+SWIN = """_base_ = {base!r}
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mmtok.Swin', arch=dict(embed_dims=16, depths=(2, 1, 1, 1), num_heads=(1, 1, 1, 1)),
+        tokenizer=dict(type={tokenizer!r}), token_prop={token_prop}, with_cp={with_cp}),
+    neck=None,
+    decode_head=dict(in_channels=[16, 32, 64, 128]),
+    auxiliary_head=dict(in_channels=64, in_index=2))
+custom_hooks = {hooks}
+"""
+
+
+@pytest.mark.parametrize('tokenizer, token_prop, with_cp', [
+    ('mmtok.PatchTokenizer', None, False), ('mmtok.MoToTokenizer', dict(output_scale=32), True)], ids=['plain', 'MoTo'])
+def test_swin_leaves_no_parameter_unused_and_a_full_disk_blocks_nobody(tokenizer, token_prop, with_cp, drawn_ade,
+                                                                     tmp_path):
+    """The main process cannot write its checkpoints; the other must not wait for it, best checkpoints included."""
+    config = tmp_path / 'swin.py'
+    hooks = [dict(type='mmtok.TokenPropHook')] if token_prop else []
+    config.write_text(SWIN.format(base=str(CONFIG), tokenizer=tokenizer, token_prop=token_prop, with_cp=with_cp,
+                                  hooks=hooks))
+    run = run_tool(DIST_TRAIN, 'mmseg', config, 2, '--work-dir', tmp_path / 'work', '--cfg-options',
+                   'train_dataloader.batch_size=1', 'train_cfg.max_iters=4', 'train_cfg.val_interval=2',
+                   'default_hooks.checkpoint.save_best=mIoU',
+                   *(f'{name}_dataloader.dataset.data_root={drawn_ade}' for name in ('train', 'val', 'test')),
+                   cwd=tmp_path, file_limit=400_000)
+    assert list(logged_steps(tmp_path / 'work')) == [1, 2, 3, 4], run.stdout[-3000:]
+    assert 'used in producing loss' not in run.stdout and 'Grad strides do not match' not in run.stdout
+    assert run.stdout.count('a checkpoint cannot be written to') == 5  # four times while training, and at the end
+    assert re.search(r'\nmmtok: a checkpoint cannot be written to .* \(File too large\); the last good .* is none',
+                     run.stdout)
+    assert not list((tmp_path / 'work').glob('*.pth*'))
+
+
 @pytest.mark.parametrize('arguments, sentence', [
     (['mmseg', CONFIG], 'usage: '),
     (['mmseg', CONFIG, 'two'], 'usage: '),
@@ -115,3 +154,27 @@ def test_slurm_asks_for_what_the_script_says(tmp_path):
                          '--cpus-per-task=5', '--kill-on-bad-exit=1']
     assert words[8:11] == ['--quiet', '--time=1:00', sys.executable]
     assert words[-4:] == [str(CONFIG), '--launcher', 'slurm', '--amp']
+
+
+def test_what_a_launcher_and_a_config_may_bring(tmp_path):
+    """mmengine needs RANK, WORLD_SIZE and LOCAL_RANK only; a config may set device_ids itself, and a timeout."""
+    script = tmp_path / 'script.py'
+    script.write_text("""
+import torch
+from mmengine.model import BaseModel
+from mmtok.engine.runner import Runner
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+    def forward(self, *args, **kwargs):
+        return {}
+runner = Runner(Model(), 'work', launcher='pytorch', log_level='ERROR',
+                env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60)),
+                cfg=dict(model_wrapper_cfg=dict(device_ids=None, find_unused_parameters=True)))
+print(type(runner.model).__name__, runner.model.find_unused_parameters, torch.distributed.get_backend())
+""")
+    env = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29517')
+    env = {**{key: value for key, value in os.environ.items() if key != 'LOCAL_WORLD_SIZE'}, **env}
+    run = subprocess.run([sys.executable, script], cwd=tmp_path, text=True, capture_output=True, env=env)
+    assert run.stdout.strip().endswith('MMDistributedDataParallel True gloo'), run.stderr[-2000:]

@@ -1,8 +1,10 @@
 """A training that is killed at any moment, or whose disk fills, goes on with `--resume` as if nothing had happened."""
 
+import contextlib
 import random
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -20,8 +22,8 @@ def train(start_mmseg, drawn_ade):
     """Start a training in a work directory with config options, resumed or not."""
     roots = [f'{name}_dataloader.dataset.data_root={drawn_ade}' for name in ('train', 'val', 'test')]
 
-    def start(work_dir: Path, *options: str, resume: bool = False, **limits):
-        return start_mmseg('train', CONFIG, '--work-dir', work_dir, *['--resume'][:resume], '--cfg-options', *roots,
+    def start(work_dir: Path, *options: str, config: Path = CONFIG, resume: bool = False, **limits):
+        return start_mmseg('train', config, '--work-dir', work_dir, *['--resume'][:resume], '--cfg-options', *roots,
                            *options, cwd=work_dir.parent, **limits)
     return start
 
@@ -29,8 +31,8 @@ def train(start_mmseg, drawn_ade):
 @pytest.fixture(scope='module')
 def finish(train):
     """Train to the end; returns the losses by iteration."""
-    def run(work_dir: Path, *options: str, resume: bool = False) -> dict[int, float]:
-        finished = train(work_dir, *options, resume=resume).finish()
+    def run(work_dir: Path, *options: str, **how) -> dict[int, float]:
+        finished = train(work_dir, *options, **how).finish()
         assert finished.returncode == 0, finished.stdout[-3000:]
         return {step: line['loss'] for step, line in logged_steps(work_dir).items()}
     return run
@@ -55,27 +57,83 @@ def kill_while(process, moment, patience: float = 120) -> None:
     process.join()
 
 
-@pytest.mark.parametrize('number', range(20))
-def test_killed_training_goes_on_as_if_nothing_had_happened(number, train, finish, uninterrupted, tmp_path):
-    """Twelve kills a random time after a random iteration, eight while a checkpoint is being written."""
-    work_dir, draw = tmp_path / 'work', random.Random(number)
-    process = train(work_dir, SEED).process
-    iterations, delay = draw.randrange(0, 8), draw.uniform(0, 0.1)
-    if number < 12:
-        def moment():
-            if lines_logged(work_dir) < iterations:
-                return False
-            time.sleep(delay)
-            return True
-    else:
-        unfinished = work_dir / f'iter_{iterations + 1}.pth.unfinished'
-        moment = unfinished.exists
-    kill_while(process, moment)
-    resumed = finish(work_dir, SEED, resume=True)
+def goes_on(finish, work_dir, uninterrupted, *options) -> None:
+    """A resumed run ends, its losses are those of the uninterrupted one, and no other checkpoint is left."""
+    resumed = finish(work_dir, SEED, *options, resume=True)
     first = min(resumed)
     assert first <= 10 and len(resumed) == 15 - first >= 5
     assert resumed == pytest.approx({step: uninterrupted[step] for step in resumed}, rel=1e-5)
     assert [path.name for path in work_dir.glob('iter_*')] == ['iter_14.pth']  # max_keep_ckpts=1, nothing half-written
+
+
+@pytest.mark.parametrize('number', range(12))
+def test_killed_at_a_random_moment(number, train, finish, uninterrupted, tmp_path):
+    work_dir, draw = tmp_path / 'work', random.Random(number)
+    process = train(work_dir, SEED).process
+    iterations, delay = draw.randrange(0, 8), draw.uniform(0, 0.1)
+
+    def moment():
+        if lines_logged(work_dir) < iterations:
+            return False
+        time.sleep(delay)
+        return True
+    kill_while(process, moment)
+    goes_on(finish, work_dir, uninterrupted)
+
+
+# What one save does with files; the first save has nothing to delete
+SAVE = ['flush the checkpoint', 'rename it', 'flush the folder', 'flush the pointer', 'rename it too',
+        'flush the folder again', 'delete the previous checkpoint']
+
+
+@pytest.mark.parametrize('number', range(8), ids=[f'before: {event}' for event in SAVE] + ['before: the very first'])
+def test_killed_while_saving(number, train, finish, uninterrupted, tmp_path):
+    """The process kills itself inside a save drawn at random, at each of its steps."""
+    work_dir = tmp_path / 'work'
+    save = random.Random(number).randrange(1, 8)
+    event = (len(SAVE) - 1) + (save - 1) * len(SAVE) + number if number < len(SAVE) else 0
+    killed = train(work_dir, SEED, fatal_event=event).finish()
+    assert killed.returncode == -9
+    before = sorted(path.name for path in work_dir.glob('iter_*'))
+    if number < len(SAVE):
+        new, old = f'iter_{save + 1}.pth', f'iter_{save}.pth'
+        assert before == sorted({0: [old, f'{new}.unfinished'], 1: [old, f'{new}.unfinished']}.get(number, [old, new]))
+        pointer = (work_dir / 'last_checkpoint').read_text()
+        assert pointer == str(work_dir / (old if number < 5 else new))
+    goes_on(finish, work_dir, uninterrupted)
+
+
+def test_killed_during_the_validation_that_follows_a_checkpoint(train, finish, tmp_path):
+    """The resumed run validates first: its best checkpoint is that of the uninterrupted run, and so are its losses."""
+    options = ('train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4',
+               'default_hooks.checkpoint.save_best=mIoU')
+    whole, work_dir = tmp_path / 'whole', tmp_path / 'work'
+    expected = finish(whole, SEED, *options)
+    # The first save has 6 events, the 7th flushes the best checkpoint that the validation has found
+    assert train(work_dir, SEED, *options, fatal_event=6).finish().returncode == -9
+    assert [path.name for path in work_dir.glob('best_*')] == ['best_mIoU_iter_4.pth.unfinished']
+    resumed = finish(work_dir, SEED, *options, resume=True)
+    assert resumed == pytest.approx({step: expected[step] for step in range(5, 15)}, rel=1e-5)
+    best = [{path.name for path in folder.glob('best_*')} for folder in (whole, work_dir)]
+    assert best[0] == best[1] and len(best[0]) == 1
+
+
+def test_epochs_resume_as_iterations_do(finish, tmp_path):
+    config = tmp_path / 'epochs.py'
+    config.write_text(f"""_base_ = {str(CONFIG)!r}
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=1)
+train_dataloader = dict(sampler=dict(type='DefaultSampler', shuffle=True))
+default_hooks = dict(checkpoint=dict(by_epoch=True, save_best='mIoU', max_keep_ckpts=-1))
+randomness = dict(seed=0)
+""")
+    whole, again = tmp_path / 'whole', tmp_path / 'again'
+    expected = finish(whole, config=config)
+    again.mkdir()
+    shutil.copy(whole / 'epoch_1.pth', again)
+    (again / 'last_checkpoint').write_text(str(again / 'epoch_1.pth'))
+    resumed = finish(again, config=config, resume=True)
+    assert resumed == pytest.approx({step: expected[step] for step in range(5, 13)}, rel=1e-5)
+    assert [path.name for path in again.glob('epoch_*')] and (again / 'epoch_3.pth').is_file()
 
 
 def test_a_run_without_a_seed_resumes_with_its_own(finish, tmp_path):
@@ -92,7 +150,7 @@ def test_a_run_without_a_seed_resumes_with_its_own(finish, tmp_path):
 
 
 def test_drop_path_draws_on_where_it_stopped(finish, uninterrupted, tmp_path):
-    """The test above would pass without random states if nothing random were in the model."""
+    """Without the saved random states the losses differ: what the tests above see is not the absence of chance."""
     work_dir = tmp_path / 'work'
     finish(work_dir, SEED, 'train_cfg.max_iters=6', 'default_hooks.checkpoint.interval=6')
     path = work_dir / 'iter_6.pth'
@@ -111,22 +169,43 @@ def test_a_full_disk_does_not_cost_the_last_checkpoint(train, finish, uninterrup
     run = train(work_dir, SEED, resume=True, file_limit=1_000_000).finish()
     output = run.stdout
     assert run.returncode == 1 and 'Traceback' not in output
-    sentence = r'iter_{}.pth cannot be written \(File too large\); the last good checkpoint is .*/work/iter_6.pth'
-    assert re.search(sentence.format(7) + r'. Training goes on and the next interval tries again: free some', output)
-    assert re.match('mmtok: .*' + sentence.format(14) + '$', output.strip().splitlines()[-1])
+    sentence = (r'a checkpoint cannot be written to .*/work \(File too large\); the last good checkpoint is '
+                r'.*/work/iter_6.pth')
+    assert len(re.findall(sentence + r'. Training goes on and the next interval tries again: free some', output)) == 8
+    assert re.match(f'mmtok: {sentence}$', output.strip().splitlines()[-1])
     assert sorted(path.name for path in work_dir.glob('iter_*')) == ['iter_6.pth']
     assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'iter_6.pth')
     resumed = finish(work_dir, SEED, resume=True)
     assert min(resumed) == 7 and resumed == pytest.approx({s: uninterrupted[s] for s in range(7, 15)}, rel=1e-5)
 
 
-def test_the_best_checkpoint_outlives_its_replacement(finish, tmp_path):
-    """`save_best`: one best file at the end, and none is deleted before the next is there."""
-    work_dir = tmp_path / 'work'
-    finish(work_dir, SEED, 'train_cfg.val_interval=2', 'default_hooks.checkpoint.save_best=mIoU')
-    best = [path.name for path in work_dir.glob('best_*')]
-    assert len(best) == 1 and re.fullmatch(r'best_mIoU_iter_\d+.pth', best[0])
-    assert [path.name for path in work_dir.glob('iter_*')] == ['iter_14.pth']
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB; a checkpoint takes 2."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', disk], capture_output=True).returncode:
+        pytest.skip('mounting a small file system needs root')
+    yield disk
+    subprocess.run(['umount', disk], check=True)
+
+
+def test_a_disk_full_to_the_last_byte_ends_in_one_sentence(train, finish, small_disk):
+    """Logs do not fit either, and mmengine does not go on without them."""
+    work_dir = small_disk / 'work'
+    finish(work_dir, SEED, 'train_cfg.max_iters=2', 'default_hooks.checkpoint.interval=2')
+    last = work_dir / 'iter_2.pth'
+    content = last.read_bytes()
+    with (small_disk / 'filler').open('wb', buffering=0) as filler, contextlib.suppress(OSError):
+        while filler.write(bytes(512)):
+            pass
+    run = train(work_dir, SEED, resume=True).finish()
+    assert run.returncode == 1 and 'Traceback' not in run.stdout
+    assert run.stdout.strip().splitlines()[-1] == (
+        f'mmtok: a file in {work_dir} cannot be written (No space left on device): free some space, then go on from '
+        'the last checkpoint with --resume')
+    assert last.read_bytes() == content and (work_dir / 'last_checkpoint').read_text() == str(last)
+    (small_disk / 'filler').unlink()
 
 
 def test_a_lost_checkpoint_is_named(train, tmp_path):

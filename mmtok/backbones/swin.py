@@ -21,7 +21,7 @@ ARCHS = {
 WINDOW_RULES = ('dense', 'classification')
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # four image sizes; each entry stays on the device, 13 MiB for the first stage at 800x1333
 def shifted_window_mask(height: int, width: int, window: int, shift: tuple[int, int], device: torch.device,
                         dtype: torch.dtype) -> Tensor:
     """(windows, window^2, window^2): -100 between positions that only the cyclic shift brought together."""
@@ -92,8 +92,8 @@ class Swin(TokenBackbone):
         tokenizer: Config of the tokenizer.
         token_prop: Options of TokenProp (`dict()` for the paper's), or None.
         out_indices: Stages whose output is returned, negative ones counted from the end.
-        frozen_stages: The tokenizer and this many stages are frozen and stay in eval mode; -1 for none, 0 for the
-            tokenizer alone, as in mmdet.
+        frozen_stages: The tokenizer and this many stages, with their output norms and the patch merging behind them,
+            are frozen and stay in eval mode; -1 for none, 0 for the tokenizer alone, as in mmdet.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Recompute stages in backward to save memory.
         mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
@@ -115,6 +115,7 @@ class Swin(TokenBackbone):
         stages = len(depths)
         self.out_indices = find_indices(out_indices, stages, 'stages')
         self.out_channels = tuple(width << i for i in self.out_indices)
+        check_choice('frozen_stages', frozen_stages, range(-1, stages + 1))
         self.frozen_stages = frozen_stages
         self.trunk = SwinTransformer(
             img_size=window_size * patch_size << (stages - 1), patch_size=patch_size, embed_dim=width, depths=depths,
@@ -128,13 +129,19 @@ class Swin(TokenBackbone):
                     block.dim, block.input_resolution, num_heads=block.attn.num_heads, window_size=window_size,
                     shift_size=block.target_shift_size, window_rule=window_rule,
                     drop_path=getattr(block.drop_path1, 'drop_prob', 0.0))
+        self.trunk.init_weights()  # the new blocks too
         self.norms = nn.ModuleDict({str(i): nn.LayerNorm(width << i) for i in self.out_indices})
         self.freeze()
 
     def freeze(self) -> None:
         """Freeze what `frozen_stages` names."""
-        frozen = [] if self.frozen_stages < 0 else [self.tokenizer, self.trunk.patch_embed,
-                                                    *self.trunk.layers[:self.frozen_stages]]
+        if self.frozen_stages < 0:
+            return
+        stages = self.trunk.layers
+        frozen = [self.tokenizer, self.trunk.patch_embed, *stages[:self.frozen_stages],
+                  *(self.norms[str(i)] for i in self.out_indices if i < self.frozen_stages)]
+        if 0 < self.frozen_stages < len(stages):
+            frozen.append(stages[self.frozen_stages].downsample)
         for module in frozen:
             module.eval()
             module.requires_grad_(False)

@@ -5,12 +5,12 @@ import copy
 import os
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, is_main_process, master_only
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
@@ -39,11 +39,12 @@ def write_whole(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
-    folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself, which a power cut could lose
-    finally:
-        os.close(folder)
+    with contextlib.suppress(OSError):  # the rename itself, which a power cut could lose; not every file system can
+        folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 @register_backend('mmtok_whole')
@@ -113,11 +114,13 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     - A file is written under a temporary name, flushed and renamed; then the pointer `last_checkpoint`, in the same
       way; then what `max_keep_ckpts` and `save_best` give up is deleted. mmengine deletes first and writes in place.
-    - If the disk is full, training goes on, the log says so, and the next interval tries again; a training whose last
-      checkpoint could not be written ends in an error.
+      This holds for local files and mmengine's Runner; FlexibleRunner's strategies write in their own way.
+    - A checkpoint that cannot be written costs no training: the log says so, the next interval tries again, and only
+      a training whose last checkpoint could not be written ends in an error.
     - The random states of all processes are saved, so that a resumed run draws what the uninterrupted one would have.
-      What a random pipeline draws in data workers follows from their seed alone; with `num_workers=0` it draws in the
-      main process and is not repeated exactly.
+      What a random pipeline draws in data workers is repeated by IterBasedTrainLoop, which reads all batches again;
+      not by EpochBasedTrainLoop with persistent workers, and not with `num_workers=0`.
+    - With `save_best`, a validation that was due when the checkpoint was written is repeated on resuming.
 
     Raises:
         StorageError: At the end, if the last checkpoint could not be written.
@@ -125,21 +128,24 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.last_good = None  # path
         self.failure = None  # the sentence about the newest checkpoint, where it could not be written
-        self.states = None  # of all processes, while a checkpoint is saved
-        self.saved = self.resumed = None  # this process's, until the next iteration starts
+        self.states = None  # random states of all processes at the newest checkpoint, until the next iteration
+        self.resumed = None  # this process's, from the checkpoint that is resumed, until the next iteration
 
     def before_train(self, runner: Runner) -> None:
-        """mmengine's; clears away what a kill left half-written."""
-        local = '://' not in str(self.out_dir or runner.work_dir)
-        if local and self.backend_args is None and self.file_client_args is None:
+        """mmengine's; clears away what a kill left half-written, and repeats what it cut short."""
+        local = '://' not in str(self.out_dir or runner.work_dir) and self.file_client_args is None
+        if local and self.backend_args in (None, dict(backend='local')):
             self.backend_args = dict(backend='mmtok_whole')
         super().before_train(runner)
-        self.last_good = runner.message_hub.runtime_info.get('last_ckpt')
         if local and is_main_process():
             for path in Path(self.out_dir).glob(f'*{TEMPORARY}'):
                 path.unlink(missing_ok=True)
+        if runner._resume and self.save_best and runner.val_loop is not None:
+            done = runner.epoch if self.by_epoch else runner.iter
+            if done and done >= runner.val_begin and done % runner.val_interval == 0:
+                runner.logger.info('The validation of this checkpoint is repeated, in case it was cut short.')
+                runner.val_loop.run()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds the random states of all processes."""
@@ -161,9 +167,10 @@ class CheckpointHook(MMEngineCheckpointHook):
         """The first iteration after a checkpoint draws the same numbers whether the run went on or was resumed."""
         if self.resumed is not None:
             set_random_states(self.resumed)
-        elif self.saved is not None:
-            set_torch_states(self.saved)  # validation and the start of data workers draw from torch in between
-        self.resumed = self.saved = None
+        elif self.states is not None:
+            # Validation and the start of data workers draw from torch in between
+            set_torch_states(self.states[runner.rank]['torch'])
+        self.resumed = self.states = None
 
     def after_train(self, runner: Runner) -> None:
         """mmengine's, unless the newest checkpoint could not be written."""
@@ -171,67 +178,104 @@ class CheckpointHook(MMEngineCheckpointHook):
             raise StorageError(self.failure)
         super().after_train(runner)
 
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Write, point, then delete; mmengine deletes first."""
-        kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
-        if step not in kept:
-            kept.append(step)
-        path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
-        own = random_states()
-        self.states, self.saved = all_gather_object(own), own['torch']
-        with self.surviving_full_disk(runner, path) as failures:
-            # Until the outdated files are gone they stay listed: after a kill, mmengine's before_train deletes them.
-            if self.max_keep_ckpts > 0:
-                runner.message_hub.update_info('keep_ckpt_ids', kept)
-            runner.message_hub.update_info('last_ckpt', path)
-            runner.save_checkpoint(
-                self.out_dir, self.filename_tmpl.format(step), self.file_client_args,
-                save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler, meta=meta,
-                by_epoch=self.by_epoch, backend_args=self.backend_args, **self.args)
-            if is_main_process():
-                write_whole(os.path.join(runner.work_dir, 'last_checkpoint'), path.encode())
-            self.last_ckpt = self.last_good = path
-            if self.max_keep_ckpts > 0:
-                self.keep_ckpt_ids = deque(kept[-self.max_keep_ckpts:], self.max_keep_ckpts)
-                runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-                self.remove(self.filename_tmpl.format(outdated) for outdated in kept[:-self.max_keep_ckpts])
-        self.states, self.failure = None, failures[0] if failures else None
-
-    @master_only
-    def remove(self, names: Iterable[str]) -> None:
-        """Delete checkpoints: files, or folders where DeepSpeed wrote them."""
-        for name in names:
-            path = self.file_backend.join_path(self.out_dir, name)
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):
-                self.file_backend.rmtree(path)
+    def _save_checkpoint(self, runner: Runner) -> None:
+        """mmengine's, survived; called by all processes."""
+        with self.surviving(runner, 'a checkpoint') as failures:
+            super()._save_checkpoint(runner)
+        self.failure = failures[0] if failures and is_main_process() else None
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """mmengine's, but the previous best goes after the new one is written."""
+        """mmengine's, survived; the previous best goes after the new one is written."""
+        if not self.save_best:
+            return
         backend = self.file_backend
-        best = {key: value for key, value in vars(self).items() if key.startswith('best_ckpt_path')}
-        with self.surviving_full_disk(runner, f'the best checkpoint in {self.out_dir}') as failures:
-            self.file_backend = LateRemoval(backend)
-            super()._save_best_checkpoint(runner, metrics)
-            self.file_backend.finish()
-        self.file_backend = backend
-        if failures:
-            vars(self).update(best)
+        with self.surviving(runner, 'the best checkpoint'):
+            self.file_backend = late = LateRemoval(backend)
+            try:
+                super()._save_best_checkpoint(runner, metrics)
+            finally:
+                self.file_backend = backend
+            late.finish()
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """Write, point, then delete; mmengine deletes first. Only the main process touches files."""
+        path = self.path_of(step)
+        kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
+        again = path == self.last_ckpt  # after a validation that found a new best
+        if not again:
+            kept.append(step)
+        # Until the outdated files are gone they stay listed: after a kill, mmengine's before_train deletes them.
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+        runner.message_hub.update_info('last_ckpt', path)
+        runner.save_checkpoint(
+            self.out_dir, self.filename_tmpl.format(step), self.file_client_args, save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
+            backend_args=self.backend_args, **self.args)
+        if is_main_process() and not again:
+            try:
+                write_whole(os.path.join(runner.work_dir, 'last_checkpoint'), path.encode())
+            except OSError:
+                self.remove(path)  # nothing would know of it
+                raise
+        self.last_ckpt = path
+        if self.max_keep_ckpts > 0:
+            self.keep_ckpt_ids = deque(kept[-self.max_keep_ckpts:], self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+            for outdated in kept[:-self.max_keep_ckpts]:
+                self.remove(self.path_of(outdated))
+
+    def path_of(self, step: int) -> str:
+        """Where the checkpoint of an iteration or epoch is."""
+        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+
+    @master_only
+    def remove(self, path: str) -> None:
+        """Delete a checkpoint: a file, or a folder where DeepSpeed wrote it."""
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)
 
     @contextlib.contextmanager
-    def surviving_full_disk(self, runner: Runner, path: str) -> Iterator[list[str]]:
-        """If `path` cannot be written, log it, restore what the message hub knew, and go on.
+    def surviving(self, runner: Runner, what: str) -> Iterator[list[str]]:
+        """Around a save, on all processes: if the main process cannot write, all forget the save, and go on.
+
+        Nothing inside may wait for other processes, since the main process may leave it early.
 
         Yields:
             A list, empty until then, which holds the sentence afterwards.
         """
-        known, failures = copy.deepcopy(dict(runner.message_hub.runtime_info)), []
+        if self.states is None:
+            self.states = all_gather_object(random_states())
+        info, failures = runner.message_hub.runtime_info, []
+        known, before = copy.deepcopy(dict(info)), self.bookkeeping()
         try:
             yield failures
         except OSError as error:
-            failures.append(f'{path} cannot be written ({error.strerror or error}); the last good checkpoint is '
-                            f'{self.last_good or "none"}')
-            runner.message_hub.runtime_info.clear()
-            runner.message_hub.runtime_info.update(known)
+            good = known.get('last_ckpt')
+            failures.append(f'{what} cannot be written to {self.out_dir} ({error.strerror or error}); the last good '
+                            f'checkpoint is {good or "none"}')
+        broadcast_object_list(result := [list(failures)])
+        failures[:] = result[0]
+        if not failures:
+            return
+        written = self.best_paths()
+        vars(self).update(before)
+        written -= self.best_paths()
+        info.clear()
+        info.update(known)
+        for path in written:
+            self.remove(path)
+        if is_main_process():
             runner.logger.error(f'{failures[0]}. Training goes on and the next interval tries again: free some space.')
+
+    def bookkeeping(self) -> dict:
+        """A copy of what mmengine's hook remembers about its files."""
+        names = ('last_ckpt', 'keep_ckpt_ids', 'best_ckpt_path', 'best_ckpt_path_dict')
+        return {name: copy.deepcopy(vars(self)[name]) for name in names if name in vars(self)}
+
+    def best_paths(self) -> set[str]:
+        """Where the best checkpoints are, one for each metric."""
+        paths = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        return paths - {None}

@@ -12,10 +12,13 @@ from ..errors import ConfigError, DataError, is_number
 
 
 def check_data(cfg: dict, *loaders: str) -> None:
-    """Every data_root below these dataloaders is a folder."""
+    """Every data_root below these dataloaders is a folder; what a remote file backend maps is not looked at."""
     for loader in loaders:
         for path, dataset in dicts_with(cfg.get(loader) or {}, 'data_root', loader):
             root = dataset['data_root']
+            storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
+            if storage.get('backend') not in (None, 'local', 'disk'):
+                continue
             if root and '://' not in root and not os.path.isdir(root):
                 raise ConfigError(
                     f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
@@ -95,8 +98,9 @@ def check_small_images(batch: dict, model: nn.Module, cfg: dict) -> None:
     Raises:
         DataError: Names the image. Training crops are padded to one size, evaluated images are not.
     """
-    neck = (cfg.get('model') or {}).get('neck') or {}
-    if not neck.get('scales') or getattr(getattr(model, 'data_preprocessor', None), 'test_cfg', None):
+    neck = (cfg.get('model') or {}).get('neck')
+    padded = getattr(getattr(model, 'data_preprocessor', None), 'test_cfg', None)
+    if padded or not isinstance(neck, dict) or not neck.get('scales'):
         return
     tokens = math.ceil(1 / min(neck['scales']))
     for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):

@@ -4,12 +4,14 @@
 """
 
 import contextlib
-import copy
+import datetime
 import errno
+import logging
 import os
 from collections.abc import Iterator
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import Runner as MMEngineRunner
@@ -21,7 +23,7 @@ from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
 from .preflight import check_amp, check_classes, check_data, check_model
-from .samples import build_dataset
+from .samples import check_samples, explained_data
 
 
 @contextlib.contextmanager
@@ -31,13 +33,16 @@ def explained_full_disk(work_dir: str) -> Iterator[None]:
     Raises:
         StorageError: The disk, or the quota, is full.
     """
+    shown, logging.raiseExceptions = logging.raiseExceptions, False  # a traceback for each line that is not logged
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StorageError(f'a file in {work_dir} cannot be written ({error.strerror}): free some space, then go on '
-                           'from the last checkpoint with --resume') from error
+        raise StorageError(f'{error.filename or f"a file in {work_dir}"} cannot be written ({error.strerror}): free '
+                           'some space, then go on from the last checkpoint with --resume') from error
+    finally:
+        logging.raiseExceptions = shown
 
 
 @RUNNERS.register_module()
@@ -45,7 +50,8 @@ class Runner(MMEngineRunner):
     """mmengine's Runner with checks of data roots, sizes, channels, classes, padding and TokenProp.
 
     Raises:
-        ConfigError: Before any data is read.
+        ConfigError: Before the first iteration.
+        StorageError: The disk is full, or the checkpoint to resume from is not there.
     """
 
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
@@ -59,32 +65,36 @@ class Runner(MMEngineRunner):
             ConfigError: More processes than GPUs.
         """
         if self._launcher == 'pytorch' and not is_distributed():
-            gpus, wanted = torch.cuda.device_count(), int(os.environ['LOCAL_WORLD_SIZE'])
-            if gpus == 0:
-                torch.distributed.init_process_group('gloo')
-            elif gpus < wanted:
+            gpus, wanted = torch.cuda.device_count(), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+            if get_device() == 'cpu':
+                timeout = (env_cfg.get('dist_cfg') or {}).get('timeout')
+                timeout = {} if timeout is None else dict(timeout=datetime.timedelta(seconds=timeout))
+                torch.distributed.init_process_group('gloo', **timeout)
+            elif 0 < gpus < wanted:
                 raise ConfigError(f'{wanted} processes were started on a machine with {gpus} GPUs: start {gpus}')
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """mmengine's; on CPU processes without a device id, and with BN where SyncBN would refuse CPU tensors."""
-        if self.distributed and torch.cuda.device_count() == 0 and not is_model_wrapper(model):
+        if self.distributed and get_device() == 'cpu' and not is_model_wrapper(model):
             self.logger.warning('No GPU: gradients are averaged over CPU processes (gloo), and SyncBN, which needs '
                                 "GPUs, becomes BN with each process's own statistics.")
             model = revert_sync_batchnorm(model)
-            model_wrapper_cfg = dict(
-                dict(broadcast_buffers=False, find_unused_parameters=self.cfg.get('find_unused_parameters', False)),
-                **(model_wrapper_cfg or {}), device_ids=None)
+            unused = self.cfg.get('find_unused_parameters', False)
+            default = dict(broadcast_buffers=False, find_unused_parameters=unused)
+            model_wrapper_cfg = {**default, **(model_wrapper_cfg or {}), 'device_ids': None}
         return super().wrap_model(model_wrapper_cfg, model)
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False,
                          skip_undecodable: bool = False) -> DataLoader:
         """mmengine's, of data sets that are not empty and name their bad files or skip them with a warning."""
-        if isinstance(dataloader, dict) and isinstance(dataloader.get('dataset'), dict):
-            dataloader = copy.deepcopy(dataloader)
-            dataloader['dataset'] = build_dataset(dataloader['dataset'], skip_undecodable)
-        return MMEngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
+        if not isinstance(dataloader, dict):
+            return dataloader
+        with explained_data(dataloader.get('dataset')):
+            loader = MMEngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
+            check_samples(loader.dataset, skip_undecodable)
+        return loader
 
     def build_train_loop(self, loop):
         """mmengine's, with data that skip what cannot be decoded, and a check that the heads know their classes."""

@@ -1,31 +1,52 @@
 """Data sets whose bad files are named: what cannot be decoded, masks that do not fit, labels out of range."""
 
+import contextlib
 import logging
 import os
+import struct
+import zlib
+from collections.abc import Iterator
 
+import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
+
+# What OpenCV, Pillow and mmcv raise about the bytes of a file
+CONTENT_ERRORS = (cv2.error, SyntaxError, EOFError, struct.error, zlib.error)
+
+
+def is_about_content(error: Exception) -> bool:
+    """Whether a loading step failed on what is in the file, and not on settings, packages or the file system."""
+    if isinstance(error, OSError):
+        return error.errno is None  # Pillow's own; the system's have a number
+    if isinstance(error, AssertionError):
+        return 'failed to load image' in str(error)  # mmcv's
+    if isinstance(error, AttributeError):
+        return error.obj is None and error.name in ('squeeze', 'shape', 'ndim', 'astype')  # OpenCV's None for an array
+    return isinstance(error, CONTENT_ERRORS)
 
 
 class CheckedPipeline(Compose):
     """The pipeline of a built data set, which names the file that a step fails on.
 
-    With `skip_undecodable`, for training, a file that cannot be decoded costs one warning, and the data set draws
-    another sample in its place (mmengine's rule for a pipeline that returns None).
+    With `skip_undecodable`, for training, a file that cannot be decoded costs one warning from each data worker that
+    meets it, and the data set draws another sample in its place (mmengine's rule for a pipeline that returns None).
 
     Raises:
-        DataError: For a file that is missing, or that cannot be decoded and must not be skipped; for a semantic map
-            of another size than its image, or with a label that the data set does not have.
+        DataError: For a file that is missing, or that cannot be decoded and must not be skipped, or that is one too
+            many (over 10 and over 1 % of the data set, or all of it); for a semantic map of mmseg's data sets of
+            another size than its image, or with a label that the data set does not have.
     """
 
     def __init__(self, dataset: BaseDataset, skip_undecodable: bool) -> None:
         super().__init__(dataset.pipeline.transforms)
         self.skip_undecodable = skip_undecodable
+        self.bearable = min(max(10, len(dataset) // 100), len(dataset) - 1)
+        self.is_mmseg = hasattr(dataset, 'reduce_zero_label')
         self.num_classes = len(dataset.metainfo.get('classes') or ())
         self.ignore_index = getattr(dataset, 'ignore_index', 255)
         self.skipped = set()
@@ -33,20 +54,20 @@ class CheckedPipeline(Compose):
     def __call__(self, sample: dict) -> dict | None:
         image, semantic_map = sample.get('img_path'), sample.get('seg_map_path')
         for transform in self.transforms:
-            name, mapped = type(transform).__name__, 'gt_seg_map' in sample
+            name = type(transform).__name__
             file = semantic_map if 'img' in sample and semantic_map else image
             try:
                 sample = transform(sample)
             except FileNotFoundError as error:
                 raise DataError(f'{error.filename or file} is not there, but the data set lists it') from error
             except Exception as error:
-                if not name.startswith('Load'):  # a fault of the step or its settings: its traceback matters
-                    print_log(f'{name} failed on {image}', logger='current', level=logging.ERROR)
-                    raise
-                return self.skip(file, error)
+                if name.startswith('Load') and is_about_content(error):
+                    return self.skip(file, error)
+                print_log(f'{name} failed on {file}', logger='current', level=logging.ERROR)
+                raise
             if sample is None:
                 return None
-            if not mapped and 'gt_seg_map' in sample:
+            if self.is_mmseg and name == 'LoadAnnotations':
                 self.check_map(sample['gt_seg_map'], semantic_map, sample.get('ori_shape'), image)
         return sample
 
@@ -59,6 +80,8 @@ class CheckedPipeline(Compose):
             raise DataError(f'{sentence}: replace it, or take it out of the data set') from error
         if file not in self.skipped:
             self.skipped.add(file)
+            if len(self.skipped) > self.bearable:
+                raise DataError(f'{sentence}, as {self.bearable} others before it: mend the data set') from error
             print_log(f'{sentence}: skipped, another image takes its place', logger='current', level=logging.WARNING)
 
     def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str) -> None:
@@ -82,37 +105,47 @@ def base_datasets(dataset: Dataset) -> list[BaseDataset]:
     """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     if isinstance(dataset, BaseDataset):
         return [dataset]
-    inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]
+    inner = [*(getattr(dataset, name, None) for name in ('dataset', '_dataset')),
+             *(getattr(dataset, 'datasets', None) or ())]
     return [found for child in inner if child is not None for found in base_datasets(child)]
 
 
-def build_dataset(cfg: dict, skip_undecodable: bool = False) -> Dataset:
-    """The data set of a config, not empty, whose bad files are named.
+def check_samples(dataset: Dataset, skip_undecodable: bool) -> None:
+    """Make the built data sets name their bad files, and refuse empty ones.
 
     Raises:
-        ConfigError: A folder or list is missing, or nothing was found; an infinite sampler would wait for it for ever.
+        ConfigError: Nothing was found; an infinite sampler would wait for it for ever.
     """
+    for base in base_datasets(dataset):
+        if len(base) == 0:
+            raise ConfigError(nothing_found(vars(base), type(base).__name__))
+        if isinstance(base.pipeline, Compose):
+            base.pipeline = CheckedPipeline(base, skip_undecodable)
+
+
+@contextlib.contextmanager
+def explained_data(cfg: dict) -> Iterator[None]:
+    """One sentence where mmengine builds the data set of this config and cannot find it.
+
+    Raises:
+        ConfigError: A folder or list is missing, or empty.
+    """
+    kind = cfg.get('type') if isinstance(cfg, dict) else type(cfg).__name__
     try:
-        dataset = DATASETS.build(cfg)
-        if hasattr(dataset, 'full_init'):
-            dataset.full_init()
+        yield
     except FileNotFoundError as error:
-        raise ConfigError(f'{cfg.get("type")}: {error.filename or error} is not there; name the right folder or file '
-                          'in data_root, data_prefix or ann_file') from error
+        raise ConfigError(f'{kind}: {error.filename or error} is not there; name the right folder or file in '
+                          'data_root, data_prefix or ann_file') from error
     except ValueError as error:
         if 'need at least one array to concatenate' not in str(error):  # numpy's, from serializing an empty list
             raise
-        raise ConfigError(no_image(cfg)) from error
-    for base in base_datasets(dataset):
-        if len(base) == 0:
-            raise ConfigError(no_image(cfg))
-        if isinstance(base.pipeline, Compose):
-            base.pipeline = CheckedPipeline(base, skip_undecodable)
-    return dataset
+        raise ConfigError(nothing_found(cfg, kind)) from error
 
 
-def no_image(cfg: dict) -> str:
+def nothing_found(options: dict, kind: str) -> str:
     """The sentence for an empty data set."""
-    places = [f'{key}={cfg[key]!r}' for key in ('data_root', 'data_prefix', 'ann_file', 'img_suffix') if cfg.get(key)]
-    return (f'{cfg.get("type")} found no image with {", ".join(places)}: put the images there, or name another folder '
-            'or img_suffix')
+    names = ('data_root', 'data_prefix', 'ann_file', 'img_suffix')
+    places = ', '.join(f'{key}={options[key]!r}' for key in names if options.get(key))
+    remedy = ('see whether ann_file lists images there, and whether metainfo.classes and filter_cfg leave any over'
+              if options.get('ann_file') else 'put the images there, or name another folder or img_suffix')
+    return f'{kind} found no image with {places}: {remedy}'
