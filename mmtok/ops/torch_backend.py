@@ -12,6 +12,7 @@ Forward reads X twice and writes Y; backward reads X and dY twice and writes dX.
 recomputed per block and never stored.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ SUM_ROUNDING = 1e-14
 # Of a (2C, pixels) work buffer. CPU: 2 MB of float64, about a core's second-level cache; else few launches.
 BLOCK_ELEMENTS = {'cpu': 1 << 18}
 BLOCK_ELEMENTS_ELSEWHERE = 1 << 24
+KEPT_ELEMENTS = 1 << 18  # forward keeps the widened blocks and layouts of a map up to this size for its second pass
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Inputs:
 
     def widen(self, at, out: Tensor) -> Tensor:
         """A block of x - origin in float64."""
-        return torch.sub(self.x[at[0], :, at[1]], self.origin[at[0]], out=out)
+        return out.copy_(self.x[at[0], :, at[1]]).sub_(self.origin[at[0]])  # one call would make a wide temporary
 
     def blocks(self):
         """Slices (batch, pixels) whose work buffers stay in the cache."""
@@ -109,23 +111,30 @@ class Buffers:
         return buffer
 
 
-def region_statistics(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass (B,n,1), mean and standard deviation (B,n,C) of each entity, in float64."""
+def region_statistics(inputs: Inputs, n: int, keep: Callable) -> tuple[Tensor, Tensor, Tensor]:
+    """Mass (B,n,1), mean and standard deviation (B,n,C) of each entity, in float64.
+
+    `keep` gets the widened block and the layout of each block, in order.
+    """
     x = inputs.x
     batch, channels, _ = x.shape
     mass = x.new_zeros((batch, n, 1), dtype=torch.float64)
-    first = x.new_zeros((batch, n, channels), dtype=torch.float64)
-    second = torch.zeros_like(first)
+    moments = x.new_zeros((batch, n, 2 * channels), dtype=torch.float64)
+    first, second = moments[..., :channels], moments[..., channels:]
     buffers = Buffers(x.device)
     for at in inputs.blocks():
         block = x[at[0], :, at[1]]
-        wide = inputs.widen(at, buffers('x', *block.shape))
-        square = torch.mul(wide, wide, out=buffers('square', *block.shape))
+        terms = buffers('terms', block.shape[0], 2 * channels, block.shape[2])  # rows: X, X^2
+        wide = inputs.widen(at, terms[:, :channels])
+        torch.mul(wide, wide, out=terms[:, channels:])
         share, _ = inputs.layout_block(at, wide)
         mass[at[0]] += share.sum(2, keepdim=True)
-        first[at[0]] += share @ wide.transpose(1, 2)
-        weight = share if inputs.region else share * share
-        second[at[0]] += weight @ square.transpose(1, 2)
+        if inputs.region:
+            moments[at[0]] += share @ terms.transpose(1, 2)
+        else:
+            first[at[0]] += share @ wide.transpose(1, 2)
+            second[at[0]] += (share * share) @ terms[:, channels:].transpose(1, 2)
+        keep(wide, share)
     total = inputs.population(mass)
     mean, square = first / total, second / total
     return mass, mean, deviation_of(square - mean * mean, SUM_ROUNDING * square)
@@ -139,17 +148,25 @@ def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> t
 
 def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fill `out (B,C,P)`; returns the statistics."""
-    stats = mass, mean, deviation = region_statistics(inputs, beta.shape[0])
+    kept = []
+
+    def keep(*block):
+        if inputs.x.numel() <= KEPT_ELEMENTS:
+            kept.append([tensor.clone() for tensor in block])  # the buffers are used again
+    stats = mass, mean, deviation = region_statistics(inputs, beta.shape[0], keep)
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
     shift = alpha.double() - mean * scale
     table = torch.cat([scale, shift], 2).transpose(1, 2).contiguous()  # (B,2C,n)
     channels = inputs.x.shape[1]
     buffers = Buffers(out.device)
-    for at in inputs.blocks():
-        block = inputs.x[at[0], :, at[1]]
-        wide = inputs.widen(at, buffers('x', *block.shape))
-        share, _ = inputs.layout_block(at, wide)
-        field = torch.bmm(table[at[0]], share, out=buffers('field', block.shape[0], 2 * channels, block.shape[2]))
+    for i, at in enumerate(inputs.blocks()):
+        if kept:
+            wide, share = kept[i]
+        else:
+            block = inputs.x[at[0], :, at[1]]
+            wide = inputs.widen(at, buffers('x', *block.shape))
+            share, _ = inputs.layout_block(at, wide)
+        field = torch.bmm(table[at[0]], share, out=buffers('field', wide.shape[0], 2 * channels, wide.shape[2]))
         out[at[0], :, at[1]] = field[:, :channels].mul_(wide).add_(field[:, channels:])
     return stats
 
