@@ -2,6 +2,7 @@
 
 import math
 import os
+from urllib.error import URLError
 
 import torch
 from mmengine.logging import MMLogger
@@ -25,12 +26,20 @@ def load_pretrained(backbone: nn.Module, filename: str, prefix: str | None = Non
         prefix: Take only the keys below this one, as mmengine's Pretrained does.
 
     Raises:
-        ConfigError: When the file is missing or less than 90 % of the trunk matches; nothing is loaded then.
+        ConfigError: When the file is missing or out of reach, or less than 90 % of the trunk matches; nothing is loaded
+            then.
     """
     if '://' not in filename and not os.path.isfile(filename):
         raise ConfigError(f'checkpoint {filename!r} (model.backbone.init_cfg) does not exist: put it there, name '
                           'another one, or train from scratch with --cfg-options model.backbone.init_cfg=None')
-    state = unwrap(CheckpointLoader.load_checkpoint(filename, map_location='cpu'), prefix)
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(filename, map_location='cpu')
+    except URLError as error:
+        raise ConfigError(f'checkpoint {filename!r} (model.backbone.init_cfg) cannot be downloaded ({error.reason}): '
+                          'fetch it elsewhere and name the file with --cfg-options '
+                          'model.backbone.init_cfg.checkpoint=FILE, or train from scratch with '
+                          'model.backbone.init_cfg=None') from error
+    state = unwrap(checkpoint, prefix)
     state = own_names(state, backbone)
     if 'trunk.dist_token' in state:
         raise ConfigError(f'checkpoint {filename!r} is a distilled DeiT, which has a second class token: '

@@ -32,12 +32,12 @@ def check_choice(name: str, value, choices) -> None:
         raise ConfigError(f'{name}={value!r} is unknown; choose from {", ".join(map(repr, choices))}')
 
 
-def check_options(name: str, options: dict, target: Callable) -> None:
-    """Refuse keys that are no argument of `target`, naming those that are."""
+def check_options(name: str, options: dict, target: Callable, hint: str = '') -> None:
+    """Refuse keys that are no argument of `target`, naming those that are, and what may be the cause."""
     known = [key for key in inspect.signature(target).parameters if key != 'self']
     unknown = [key for key in options if key not in known and key != 'type']
     if unknown:
-        raise ConfigError(f'{name} has no option {", ".join(unknown)}; it takes {", ".join(known)}')
+        raise ConfigError(f'{name} has no option {", ".join(unknown)}; it takes {", ".join(known)}{hint}')
 
 
 def check_positive_int(name: str, value) -> None:

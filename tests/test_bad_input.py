@@ -136,7 +136,7 @@ def test_a_data_set_of_which_nothing_can_be_decoded(train, data):
     """As when git-lfs left its pointers in the place of the images."""
     for image in (data / 'images' / 'training').iterdir():
         image.write_text('version https://git-lfs.github.com/spec/v1')
-    assert re.match(r'mmtok: .*\.jpg cannot be decoded \(.*\), as 7 others before it: mend the data set$',
+    assert re.match(r'mmtok: .*\.jpg cannot be decoded \(.*\), as 2 others before it: mend the data set$',
                     last_sentence(train()))
 
 
@@ -193,7 +193,7 @@ def test_a_coloured_mask(train, data):
 def test_labels_out_of_range(train, data):
     add(data, Image.fromarray(noise(128, 128)), label=7)  # 6 classes, and 0 for pixels to ignore
     assert last_sentence(train()).startswith(
-        f'mmtok: {mask_file(data)} holds the label 6, but the data set has 6 classes (labels 0 to 5, and 255 for')
+        f'mmtok: {mask_file(data)} holds the label 7, but the data set has 6 classes (labels 1 to 6; reduce_zero_')
 
 
 def test_labels_to_ignore_are_in_range(train, data, tmp_path):
@@ -219,6 +219,11 @@ def test_an_empty_image_folder(train, data):
 def test_a_missing_image_folder(train, data):
     shutil.rmtree(data / 'images' / 'training')
     assert f'mmtok: BaseSegDataset: {data}/images/training is not there' in last_sentence(train())
+
+
+def test_a_missing_annotation_folder(train, data):
+    shutil.rmtree(data / 'annotations' / 'training')
+    assert last_sentence(train()).startswith(f'mmtok: BaseSegDataset: {data}/annotations/training is not there')
 
 
 def test_more_classes_than_the_head_knows(train):

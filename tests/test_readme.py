@@ -10,6 +10,7 @@ import mmseg
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from conftest import ROOT
 from mmtok.registry import MODELS
@@ -31,6 +32,19 @@ def test_five_lines_work_on_mmseg_s_own_config(tmp_path):
     model = MODELS.build(cfg.model)
     assert model.backbone.tokenizer.placement == 'stem' and model.backbone.token_prop is not None
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.keys() >= {'moto', 'norm'}
+
+
+def test_swin_replaces_the_backbone_of_mmseg_s_config(tmp_path):
+    name, = (MMSEG / 'configs' / 'swin').glob('swin-tiny-patch4-window7-in1k-pre_upernet_*512x512.py')
+    (tmp_path / 'mine.py').write_text(f"""_base_ = {str(name)!r}
+model = dict(pretrained=None, backbone=dict(
+    _delete_=True, type='mmtok.Swin', tokenizer=dict(type='mmtok.MoToTokenizer')))
+""")
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model).eval()
+    assert list(model.backbone.out_channels) == cfg.model.decode_head.in_channels
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 150, 16, 16)
 
 
 def test_both_snippets_train_under_mmseg(drawn_ade, fork_mmseg, tmp_path):
@@ -83,10 +97,25 @@ def test_measured_speed_comes_from_the_file():
     """The table of the README is the committed CSV, rounded."""
     with (ROOT / 'docs' / 'benchmarks' / 'moto_cpu.csv').open() as file:
         measured = {(row['method'], row['direction']): row for row in csv.DictReader(file)}
-    table = re.findall(r'^\| (forward[ +backward]*) \| (.+?) \| (\d+) \| (\d+) \| (\S+) \|', README, re.M)
+    table = re.findall(r'^\| (forward(?: \+ backward)?) \| (.+?) \| (\d+) \| (\d+) \| (\S+) \|', README, re.M)
     assert len(table) == len(measured) == 6
     for direction, method, milliseconds, mebibytes, ratio in table:
         row, ours = measured[method, direction], measured['mmtok', direction]
         assert int(milliseconds) == round(float(row['ms_median'])), method
         assert int(mebibytes) == round(float(row['peak_mib'])), method
         assert ratio == f'{float(row["ms_median"]) / float(ours["ms_median"]):.1f}', method
+
+
+def test_measured_backbones_come_from_the_file():
+    """One row of the README for each trunk, size and direction of the committed CSV: ratios of times."""
+    with (ROOT / 'docs' / 'benchmarks' / 'backbones_cpu.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    ratio = {(f"{row['trunk']}, {row['size']}", row['direction'], row['method']): float(row['mmtok_over_it'])
+             for row in rows}
+    table = re.findall(r'^\| (\S+-\S, \d+) \| (.+?) \| (\S+) \| (\S+) \| (\S+) \| (\S+) % \|', README, re.M)
+    assert len(table) == len({key[:2] for key in ratio}) == 8
+    for trunk, direction, *peers, added in table:
+        for said, method in zip(peers, ('timm', 'mmdet', 'mmseg'), strict=True):
+            measured = ratio.get((trunk, direction, method))
+            assert said == ('-' if measured is None else f'{measured:.2f}'), (trunk, direction, method)
+        assert added == f"{100 / ratio[trunk, direction, 'mmtok + MoTo'] - 100:.1f}", (trunk, direction)

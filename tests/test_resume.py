@@ -208,6 +208,16 @@ def test_a_disk_full_to_the_last_byte_ends_in_one_sentence(train, finish, small_
     (small_disk / 'filler').unlink()
 
 
+def test_a_damaged_checkpoint_is_named(train, finish, tmp_path):
+    work_dir = tmp_path / 'work'
+    finish(work_dir, SEED, 'train_cfg.max_iters=2')
+    file = work_dir / 'iter_2.pth'
+    file.write_bytes(file.read_bytes()[:1_000_000])
+    run = train(work_dir, SEED, resume=True).finish()
+    assert run.returncode == 1 and 'Traceback' not in run.stdout
+    assert run.stdout.strip().splitlines()[-1].startswith(f"mmtok: the checkpoint '{file}' cannot be read (")
+
+
 def test_a_lost_checkpoint_is_named(train, tmp_path):
     work_dir = tmp_path / 'work'
     work_dir.mkdir()

@@ -17,7 +17,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest='command', required=True)
     for module in (moto, backbones):
         name = module.__name__.rpartition('.')[2]
-        module.add_arguments(commands.add_parser(name, help=module.__doc__.splitlines()[0]))
+        module.add_arguments(commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__,
+                                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     args = parser.parse_args()
     args.run(args)
 

@@ -4,10 +4,14 @@
 # PYTHON names the interpreter. Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT, as in mmseg and mmdet.
 set -euo pipefail
 if [[ $# -lt 3 || ! $3 =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: $0 mmseg|mmdet CONFIG N [arguments of the package's own tools/train.py]" >&2
+    echo "usage: $0 mmseg|mmdet CONFIG N [arguments of the package's own tools/train.py]; N is a number of processes, one for each GPU" >&2
     exit 2
 fi
 PYTHON=${PYTHON:-python}
+if ! command -v "$PYTHON" > /dev/null; then
+    echo "mmtok: the Python '$PYTHON' is not there: name one with PYTHON=/path/to/python" >&2
+    exit 1
+fi
 TRAIN=$("$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/find_train.py" "$1" "$2")
 if [[ ${NNODES:-1} == 1 ]]; then
     WHERE=(--standalone)  # picks a free port, so that two trainings fit on one machine

@@ -8,7 +8,15 @@ if [[ $# -lt 4 ]]; then
     exit 2
 fi
 PYTHON=${PYTHON:-python}
+if ! command -v "$PYTHON" > /dev/null; then
+    echo "mmtok: the Python '$PYTHON' is not there: name one with PYTHON=/path/to/python" >&2
+    exit 1
+fi
 TRAIN=$("$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/find_train.py" "$3" "$4")
+if ! command -v srun > /dev/null; then
+    echo "mmtok: srun is not here: run this on a login node of the Slurm cluster" >&2
+    exit 1
+fi
 GPUS=${GPUS:-8}
 GPUS_PER_NODE=${GPUS_PER_NODE:-$((GPUS < 8 ? GPUS : 8))}
 # shellcheck disable=SC2086  # SRUN_ARGS holds several words

@@ -27,6 +27,11 @@ class TokenBackbone(BaseModule):
         init_cfg: mmengine's; `dict(type='Pretrained', checkpoint=...)` loads official DeiT and timm files too.
     """
 
+    def __new__(cls, *args, **kwargs):
+        check_options(f'model.backbone {cls.__name__}', kwargs, cls.__init__,
+                      '; a config that replaces the backbone of its _base_ needs _delete_=True')
+        return super().__new__(cls)
+
     def __init__(self, embed_dims: int, patch_size: int, tokenizer: dict | nn.Module, token_prop: dict | None,
                  mask_padding: bool, init_cfg: dict | None):
         super().__init__(init_cfg)
@@ -75,6 +80,9 @@ class TokenBackbone(BaseModule):
         reconstruct = self.training and self.token_prop is not None
         if mask is None and self.mask_padding and (reconstruct or self.tokenizer_uses_mask):
             mask = valid_mask(x)
+            whole = all(side % self.patch_size == 0 for side in x.shape[2:])  # else tokenizers pad by themselves
+            if whole and x.device.type == 'cpu' and mask.all():  # a GPU would have to be waited for
+                mask = None
         tokens = self.tokenizer(x, mask)
         if reconstruct:
             self.token_prop.record(tokens, x, mask)

@@ -8,6 +8,7 @@ import datetime
 import errno
 import logging
 import os
+import pickle
 from collections.abc import Iterator
 
 import torch
@@ -77,9 +78,10 @@ class Runner(MMEngineRunner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """mmengine's; on CPU processes without a device id, and with BN where SyncBN would refuse CPU tensors."""
         if self.distributed and get_device() == 'cpu' and not is_model_wrapper(model):
-            self.logger.warning('No GPU: gradients are averaged over CPU processes (gloo), and SyncBN, which needs '
-                                "GPUs, becomes BN with each process's own statistics.")
-            model = revert_sync_batchnorm(model)
+            self.logger.warning('No GPU: gradients are averaged over CPU processes (gloo).')
+            if any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()):
+                self.logger.warning("SyncBN, which needs GPUs, becomes BN with each process's own statistics.")
+                model = revert_sync_batchnorm(model)
             unused = self.cfg.get('find_unused_parameters', False)
             default = dict(broadcast_buffers=False, find_unused_parameters=unused)
             model_wrapper_cfg = {**default, **(model_wrapper_cfg or {}), 'device_ids': None}
@@ -121,7 +123,7 @@ class Runner(MMEngineRunner):
         """Finds the checkpoint and takes its seed now: the data loaders, built before mmengine loads it, need it too.
 
         Raises:
-            StorageError: The checkpoint to resume from is not there.
+            StorageError: The checkpoint to resume from is not there, or damaged.
         """
         path = self._load_from or find_latest_checkpoint(self.work_dir)
         if path is None:
@@ -135,11 +137,15 @@ class Runner(MMEngineRunner):
             source = 'load_from' if self._load_from else os.path.join(self.work_dir, 'last_checkpoint')
             raise StorageError(f'the checkpoint to resume from, {path!r} (named by {source}), is not there: put it '
                                'back, or name another with --cfg-options load_from=FILE')
-        if self._randomness_cfg.get('seed') is None:
-            seed = torch.load(path, map_location='cpu', weights_only=False, mmap=True)['meta'].get('seed')
-            if seed is not None:
-                self._randomness_cfg.update(seed=seed)
-                self.set_randomness(**self._randomness_cfg)
+        try:
+            meta = torch.load(path, map_location='cpu', weights_only=False, mmap=True)['meta']
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise StorageError(f'the checkpoint {path!r} cannot be read ({" ".join(str(error).split())[:200]}): it is '
+                               'damaged or no checkpoint of a training; name another with --cfg-options '
+                               'load_from=FILE') from error
+        if self._randomness_cfg.get('seed') is None and meta.get('seed') is not None:
+            self._randomness_cfg.update(seed=meta['seed'])
+            self.set_randomness(**self._randomness_cfg)
 
     def val(self):
         """mmengine's, after a check of the data root."""

@@ -38,14 +38,14 @@ class CheckedPipeline(Compose):
 
     Raises:
         DataError: For a file that is missing, or that cannot be decoded and must not be skipped, or that is one too
-            many (over 10 and over 1 % of the data set, or all of it); for a semantic map of mmseg's data sets of
-            another size than its image, or with a label that the data set does not have.
+            many (over 10 and over 1 % of the data set, or over a quarter of it); for a semantic map of mmseg's data
+            sets of another size than its image, or with a label that the data set does not have.
     """
 
     def __init__(self, dataset: BaseDataset, skip_undecodable: bool) -> None:
         super().__init__(dataset.pipeline.transforms)
         self.skip_undecodable = skip_undecodable
-        self.bearable = min(max(10, len(dataset) // 100), len(dataset) - 1)
+        self.bearable = min(max(10, len(dataset) // 100), len(dataset) // 4)
         self.is_mmseg = hasattr(dataset, 'reduce_zero_label')
         self.num_classes = len(dataset.metainfo.get('classes') or ())
         self.ignore_index = getattr(dataset, 'ignore_index', 255)
@@ -68,7 +68,8 @@ class CheckedPipeline(Compose):
             if sample is None:
                 return None
             if self.is_mmseg and name == 'LoadAnnotations':
-                self.check_map(sample['gt_seg_map'], semantic_map, sample.get('ori_shape'), image)
+                self.check_map(sample['gt_seg_map'], semantic_map, sample.get('ori_shape'), image,
+                               getattr(transform, 'reduce_zero_label', None) or sample.get('reduce_zero_label', False))
         return sample
 
     def skip(self, file: str, error: Exception) -> None:
@@ -84,8 +85,8 @@ class CheckedPipeline(Compose):
                 raise DataError(f'{sentence}, as {self.bearable} others before it: mend the data set') from error
             print_log(f'{sentence}: skipped, another image takes its place', logger='current', level=logging.WARNING)
 
-    def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str) -> None:
-        """`labels`: as loaded, (H,W); `image_shape`: the image's (H,W) as loaded."""
+    def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str, reduced: bool) -> None:
+        """`labels`: as loaded, (H,W), 1 less than in the file if `reduced`; `image_shape`: the image's (H,W)."""
         if labels.ndim != 2:
             raise DataError(f'{file} loads as an array of shape {labels.shape}: a semantic map has one channel, which '
                             'holds the labels, and is more than one pixel high and wide')
@@ -96,9 +97,9 @@ class CheckedPipeline(Compose):
             beyond = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
             if beyond.size:
                 raise DataError(
-                    f'{file} holds the label {beyond.max()}, but the data set has {self.num_classes} classes (labels '
-                    f'0 to {self.num_classes - 1}, and {self.ignore_index} for pixels to ignore, as the pipeline loads '
-                    'them): mend the file, reduce_zero_label or metainfo.classes')
+                    f'{file} holds the label {int(beyond.max()) + reduced}, but the data set has {self.num_classes} '
+                    f'classes (labels {int(reduced)} to {self.num_classes - 1 + reduced}; reduce_zero_label={reduced}; '
+                    'labels are read as 8 bits): mend the file, reduce_zero_label or metainfo.classes')
 
 
 def base_datasets(dataset: Dataset) -> list[BaseDataset]:
@@ -119,6 +120,10 @@ def check_samples(dataset: Dataset, skip_undecodable: bool) -> None:
     for base in base_datasets(dataset):
         if len(base) == 0:
             raise ConfigError(nothing_found(vars(base), type(base).__name__))
+        maps = base.data_prefix.get('seg_map_path')
+        if hasattr(base, 'reduce_zero_label') and maps and '://' not in maps and not os.path.isdir(maps):
+            raise ConfigError(f'{type(base).__name__}: {maps} is not there; name the right folder in data_root or '
+                              'data_prefix.seg_map_path')
         if isinstance(base.pipeline, Compose):
             base.pipeline = CheckedPipeline(base, skip_undecodable)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import timm
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from mmtok.backbones import DeiT, Swin
 
-from . import memory
+from . import memory, timing
 from .timing import provenance, spread, time_interleaved, write_csv
 
 BLOCKS = (2, 5, 8, 11)  # the outputs of mmseg's DeiT recipe; Swin gives its four stages
@@ -60,12 +59,11 @@ TRUNKS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument('--trunk', choices=TRUNKS, nargs='+', default=list(TRUNKS))
-    parser.add_argument('--size', type=int, nargs='+', default=[224, 512], help='sides of the square image')
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--repeats', type=int, default=15, help='interleaved rounds (default %(default)s)')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark/backbones.csv'))
+    parser.add_argument('--trunk', choices=TRUNKS, nargs='+', default=list(TRUNKS), help='which to measure')
+    parser.add_argument('--size', type=int, nargs='+', default=[224, 512],
+                        help='sides of the square image; what is no multiple of 32 is padded by some and not by others')
+    parser.add_argument('--batch', type=int, default=1, help='images')
+    timing.add_arguments(parser, repeats=15, name='backbones')
     memory.add_argument(parser)
     parser.set_defaults(run=run)
 
@@ -101,7 +99,7 @@ def print_table(trunk: str, size: int, direction: str, args) -> list[dict]:
     options = dict(trunk=trunk, size=size, batch=args.batch, seed=args.seed)
     peak = {name: memory.measure_added_peak('backbones', options, name, direction) for name in methods}
     print(f'\n{trunk} at {size}x{size}, {direction}\n  {"":14} {"ms":>8} {"20 %":>8} {"80 %":>8} {"MiB":>7}   '
-          'mmtok / it, 20 %, 80 %')
+          'time of mmtok / time of this, 20 %, 80 %')
     rows = []
     for name, values in times.items():
         median, low, high = spread(values)
@@ -124,7 +122,7 @@ def run(args) -> None:
         memory.print_added_peak(make_call(make, direction, 64, 1, args.seed),
                                 make_call(make, direction, size, args.batch, args.seed))
         return
-    print(f'Feature maps from a batch of {args.batch}, float32, {torch.get_num_threads()} threads, torch '
+    print(f'Feature maps from a batch of {args.batch}, float32, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what a call adds.')
     rows = [row for trunk in args.trunk for size in args.size for direction in DIRECTIONS
             for row in print_table(trunk, size, direction, args)]

@@ -1,5 +1,6 @@
 """What one call adds to the peak of the resident set, measured in a fresh process. Linux."""
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ OPTION = '--memory-of'
 
 
 def add_argument(parser) -> None:
-    parser.add_argument(OPTION, nargs=2, metavar=('METHOD', 'DIRECTION'), help='used by the command itself')
+    parser.add_argument(OPTION, nargs=2, help=argparse.SUPPRESS)  # METHOD DIRECTION, for the command's own use
 
 
 def resident_kib(name: str) -> int:

@@ -1,12 +1,11 @@
 """MoTo on one feature map: the operator against the formula in plain PyTorch, a loop over entities or broadcast."""
 
-from pathlib import Path
 
 import torch
 
 from mmtok.ops import moto
 
-from . import memory
+from . import memory, timing
 from .timing import provenance, spread, time_interleaved, write_csv
 
 EPS = 1e-5
@@ -38,12 +37,10 @@ DIRECTIONS = ('forward', 'forward + backward')
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument('--size', type=int, default=1024, help='height and width (default %(default)s)')
-    parser.add_argument('--channels', type=int, default=16)
-    parser.add_argument('--entities', type=int, default=8)
-    parser.add_argument('--repeats', type=int, default=7, help='timed rounds (default %(default)s)')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark/moto.csv'))
+    parser.add_argument('--size', type=int, default=1024, help='height and width')
+    parser.add_argument('--channels', type=int, default=16, help='of the map')
+    parser.add_argument('--entities', type=int, default=8, help='semantic entities')
+    timing.add_arguments(parser, repeats=7, name='moto')
     memory.add_argument(parser)
     parser.set_defaults(run=run)
 

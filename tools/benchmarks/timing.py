@@ -1,5 +1,6 @@
 """Interleaved timing, spread, provenance and CSV files, shared by all benchmarks."""
 
+import argparse
 import csv
 import platform
 import time
@@ -8,6 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{value} is no number of at least 1')
+    return value
+
+
+def add_arguments(parser, repeats: int, name: str) -> None:
+    """What every command takes."""
+    parser.add_argument('--repeats', type=positive, default=repeats, help='timed rounds, interleaved')
+    parser.add_argument('--seed', type=int, default=0, help='of the random input and weights')
+    parser.add_argument('--out', type=Path, default=Path(f'work_dirs/benchmark/{name}.csv'), help='CSV, overwritten')
 
 
 def time_interleaved(functions: dict[str, Callable], repeats: int) -> dict[str, np.ndarray]:
