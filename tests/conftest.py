@@ -19,6 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
 
 
+@pytest.fixture
+def plain_attention():
+    """timm without fused attention: torch 2.1's corrupts memory on CPUs in bf16 unless 16 divides the tokens."""
+    from timm.layers import set_fused_attn
+    set_fused_attn(False)
+    yield
+    set_fused_attn(True)
+
+
 @pytest.fixture(scope='session')
 def ade_layout(tmp_path_factory) -> Path:
     """`../shared/data/ade_layout` with images that open: a checkout may hold its links as small text files."""

@@ -78,7 +78,7 @@ def test_amp_rewrites_the_config_and_needs_a_gpu(drawn_ade, fork_mmseg, tmp_path
 
 
 @pytest.mark.parametrize('leaf', [UPERNET['moto-tokenprop'], SWIN[3]], ids=lambda path: path.stem)
-def test_bf16_autocast_of_a_whole_segmentor(leaf):
+def test_bf16_autocast_of_a_whole_segmentor(leaf, plain_attention):
     """What --amp does to the model, on the CPU: losses in float32 and near float32's, finite gradients for all."""
     from mmseg.registry import MODELS
 

@@ -89,7 +89,7 @@ def test_trains_at_odd_sizes(tokenizer, token_prop, size):
 
 
 @pytest.mark.parametrize('tokenizer', TOKENIZERS, ids=IDS)
-def test_state_dict_round_trip_bf16_and_checkpointing(tokenizer):
+def test_state_dict_round_trip_bf16_and_checkpointing(tokenizer, plain_attention):
     torch.manual_seed(0)
     model = DeiT(NANO, img_size=64, tokenizer=tokenizer)
     other = DeiT(NANO, img_size=64, tokenizer=tokenizer, with_cp=True)

@@ -99,7 +99,7 @@ def test_decoder_sizes_of_the_paper(width, output_scale):
 
 
 @pytest.mark.parametrize('reduction', REDUCTIONS)
-def test_lambda_one_stays_finite_under_bf16(reduction):
+def test_lambda_one_stays_finite_under_bf16(reduction, plain_attention):
     """200 iterations; the paper reports NaN."""
     torch.manual_seed(0)
     model = Classifier(tokenizer=dict(type='mmtok.MoToTokenizer'),
