@@ -1,6 +1,8 @@
 # STACK=openmmlab (default) or onedl; PYTHON names the interpreter that makes the environment.
 PYTHON ?= python3
 STACK ?= openmmlab
+# JOBS: test processes side by side, each with one thread.
+JOBS ?= 2
 override STACK := $(shell $(PYTHON) tools/setup_env.py --resolve $(STACK))
 PY := .envs/$(STACK)/bin/python
 
@@ -14,7 +16,7 @@ demo: env
 	@$(PY) tools/demo/run.py
 
 test: env lint
-	@$(PY) -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(JOBS)
 
 test-slow: env
 	@$(PY) -m pytest -m slow

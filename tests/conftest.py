@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Each test draws the same numbers, whichever ran before it."""
+    import torch
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def plain_attention():
     """timm without fused attention: torch 2.1's corrupts memory on CPUs in bf16 unless 16 divides the tokens."""

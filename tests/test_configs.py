@@ -139,11 +139,10 @@ def test_moto_takes_no_weight_decay_and_keeps_its_start_after_the_runner_initial
     monkeypatch.setenv('ADE20K_ROOT', str(ade_layout))
     cfg = Config.fromfile(UPERNET['moto-tokenprop'])
     cfg.merge_from_dict(dict(work_dir=str(tmp_path), log_level='ERROR', launcher='none', experiment_name='decay',
-                             model=dict(backbone=dict(init_cfg=None))))
+                             randomness=dict(seed=0), model=dict(backbone=dict(init_cfg=None))))
     for placement in ('stem', 'token', 'branch'):
         cfg.model.backbone.tokenizer.placement = placement
         cfg.experiment_name = f'decay-{placement}'
-        torch.manual_seed(0)
         runner = Runner.from_cfg(cfg)
         tokenizer = runner.model.backbone.tokenizer
         before = {name: p.clone() for name, p in tokenizer.named_parameters() if 'moto' in name}

@@ -18,10 +18,19 @@ SHAPES = {
     'one channel': (2, 1, 9, 9, 4),
     'more entities than pixels': (1, 6, 2, 2, 9),
     'several pixel blocks': (1, 16, 150, 130, 5),
-    'several batch blocks': (70, 64, 7, 7, 3),
+    'several batch blocks': (90, 64, 7, 7, 3),
 }
 OPTIONS = list(itertools.product(('soft', 'hard'), ('region', 'product'), (False, True)))
 IDS = ['-'.join((p, s, 'mask' if m else 'nomask')) for p, s, m in OPTIONS]
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Whatever the run of the suite gives a test process: blocks are split among threads in use, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def draw(shape, partition, masked, seed=0):

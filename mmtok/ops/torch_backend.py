@@ -12,7 +12,6 @@ Forward reads X twice and writes Y; backward reads X and dY twice and writes dX.
 recomputed per block and never stored.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +27,7 @@ SUM_ROUNDING = 1e-14
 # Of a (2C, pixels) work buffer. CPU: 2 MB of float64, about a core's second-level cache; else few launches.
 BLOCK_ELEMENTS = {'cpu': 1 << 18}
 BLOCK_ELEMENTS_ELSEWHERE = 1 << 24
-KEPT_ELEMENTS = 1 << 18  # forward keeps the widened blocks and layouts of a map up to this size for its second pass
+WHOLE_ELEMENTS = 1 << 18  # a map up to this size is one block, whose buffers the second pass finds still filled
 
 
 @dataclass
@@ -54,10 +53,12 @@ class Inputs:
         self.origin = self.x[:, :, :ORIGIN_PIXELS].mean(2, dtype=torch.float64, keepdim=True)
         if not self.region:  # the moments of X * L are not those of (X - origin) * L
             self.origin.zero_()
+        self.whole = self.x.numel() <= WHOLE_ELEMENTS
         if self.weight is not None:
-            self.offset = self.weight @ self.origin  # (B,n,1)
+            self.slope = (self.tau * self.weight).expand(self.x.shape[0], -1, -1)  # (B,n,C)
+            self.offset = self.slope @ self.origin  # (B,n,1)
             if self.bias is not None:
-                self.offset += self.bias[:, None]
+                self.offset += self.tau * self.bias[:, None]
 
     def widen(self, at, out: Tensor) -> Tensor:
         """A block of x - origin in float64."""
@@ -66,6 +67,9 @@ class Inputs:
     def blocks(self):
         """Slices (batch, pixels) whose work buffers stay in the cache."""
         batch, channels, pixels = self.x.shape
+        if self.whole:
+            yield slice(0, batch), slice(0, pixels)
+            return
         elements = BLOCK_ELEMENTS.get(self.x.device.type, BLOCK_ELEMENTS_ELSEWHERE)
         count = max(1, -(-2 * channels * pixels // elements))
         step = -(-pixels // count)
@@ -80,8 +84,7 @@ class Inputs:
         if self.layout is not None:
             share = self.layout[at[0], :, at[1]].double()
         else:
-            logits = (self.weight @ wide_x).add_(self.offset[at[0]])
-            share = soft = logits.mul_(self.tau).softmax(dim=1)
+            share = soft = torch.baddbmm(self.offset[at[0]], self.slope[at[0]], wide_x).softmax(dim=1)
             if self.partition == 'hard':
                 share = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
         if self.mask is not None:
@@ -111,10 +114,8 @@ class Buffers:
         return buffer
 
 
-def region_statistics(inputs: Inputs, n: int, keep: Callable) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass (B,n,1), mean and standard deviation (B,n,C) of each entity, in float64.
-
-    `keep` gets the widened block and the layout of each block, in order.
+def region_statistics(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Mass (B,n,1), mean and standard deviation (B,n,C) of each entity, in float64; the last widened block and layout.
     """
     x = inputs.x
     batch, channels, _ = x.shape
@@ -134,10 +135,9 @@ def region_statistics(inputs: Inputs, n: int, keep: Callable) -> tuple[Tensor, T
         else:
             first[at[0]] += share @ wide.transpose(1, 2)
             second[at[0]] += (share * share) @ terms[:, channels:].transpose(1, 2)
-        keep(wide, share)
     total = inputs.population(mass)
     mean, square = first / total, second / total
-    return mass, mean, deviation_of(square - mean * mean, SUM_ROUNDING * square)
+    return mass, mean, deviation_of(square - mean * mean, SUM_ROUNDING * square), (wide, share)
 
 
 def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -148,27 +148,20 @@ def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> t
 
 def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fill `out (B,C,P)`; returns the statistics."""
-    kept = []
-
-    def keep(*block):
-        if inputs.x.numel() <= KEPT_ELEMENTS:
-            kept.append([tensor.clone() for tensor in block])  # the buffers are used again
-    stats = mass, mean, deviation = region_statistics(inputs, beta.shape[0], keep)
+    mass, mean, deviation, block = region_statistics(inputs, beta.shape[0])
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
-    shift = alpha.double() - mean * scale
-    table = torch.cat([scale, shift], 2).transpose(1, 2).contiguous()  # (B,2C,n)
-    channels = inputs.x.shape[1]
+    shift = (alpha.double() - mean * scale).transpose(1, 2)  # (B,C,n)
+    scale = scale.transpose(1, 2)
     buffers = Buffers(out.device)
-    for i, at in enumerate(inputs.blocks()):
-        if kept:
-            wide, share = kept[i]
+    for at in inputs.blocks():
+        if inputs.whole:
+            wide, share = block
         else:
-            block = inputs.x[at[0], :, at[1]]
-            wide = inputs.widen(at, buffers('x', *block.shape))
+            wide = inputs.widen(at, buffers('x', *inputs.x[at[0], :, at[1]].shape))
             share, _ = inputs.layout_block(at, wide)
-        field = torch.bmm(table[at[0]], share, out=buffers('field', wide.shape[0], 2 * channels, wide.shape[2]))
-        out[at[0], :, at[1]] = field[:, :channels].mul_(wide).add_(field[:, channels:])
-    return stats
+        result = torch.bmm(scale[at[0]], share, out=buffers('result', *wide.shape))
+        out[at[0], :, at[1]] = result.mul_(wide).baddbmm_(shift[at[0]], share)
+    return mass, mean, deviation
 
 
 def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, grad_x: Tensor | None,
@@ -194,8 +187,8 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
 
     d_table = x.new_zeros((*mean.shape[:2], 2 * channels), dtype=torch.float64)
     for at in inputs.blocks():
-        terms, wide, _ = widened(at)
-        share, _ = inputs.layout_block(at, wide)
+        terms, wide, wide_grad = widened(at)
+        share, soft = inputs.layout_block(at, wide)
         d_table[at[0]] += share @ terms[:, :2 * channels].transpose(1, 2)
 
     inverse, scale = coefficients(mass, deviation, beta, inputs.eps)
@@ -211,28 +204,31 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     f = d_mean / total - e * mean
 
     if region:
-        field_table = torch.cat([scale, e, f], 2).transpose(1, 2).contiguous()
+        field_table = torch.cat([scale, e], 2).transpose(1, 2)
         layout_table = torch.cat([scale, shift, e / 2, f], 2)
         constant = -(f * mean + e / 2 * (mean**2 + deviation**2)).sum(2, keepdim=True)
     else:
-        field_table = torch.cat([scale, f], 2).transpose(1, 2).contiguous()
-        square_table = e.transpose(1, 2).contiguous()
+        field_table = scale.transpose(1, 2)
+        square_table = e.transpose(1, 2)
         layout_table = torch.cat([scale, shift, torch.zeros_like(e), f], 2)
         constant = torch.zeros_like(mass)
 
     from_logits = inputs.layout is None
     grad_weight = torch.zeros_like(inputs.weight) if from_logits else None
     grad_bias = torch.zeros_like(grad_weight[:, 0]) if from_logits and inputs.bias is not None else None
+    f = f.transpose(1, 2)
     for at in inputs.blocks():
-        terms, wide, wide_grad = widened(at)
+        if not inputs.whole:
+            terms, wide, wide_grad = widened(at)
+            share, soft = inputs.layout_block(at, wide)
         square = torch.mul(wide, wide, out=terms[:, 2 * channels:3 * channels])
-        share, soft = inputs.layout_block(at, wide)
         field = torch.bmm(field_table[at[0]], share)
         result = field[:, :channels].mul_(wide_grad)
         if region:
-            result.addcmul_(field[:, channels:2 * channels], wide).add_(field[:, 2 * channels:])
+            result.addcmul_(field[:, channels:], wide)
         else:
-            result.add_(field[:, channels:]).addcmul_(torch.bmm(square_table[at[0]], share * share), wide)
+            result.addcmul_(torch.bmm(square_table[at[0]], share * share), wide)
+        result.baddbmm_(f[at[0]], share)
 
         d_share = torch.baddbmm(constant[at[0]], layout_table[at[0]], terms)
         if not region:
@@ -240,10 +236,12 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         if inputs.mask is not None:
             d_share *= inputs.mask[at[0], :, at[1]]
         if from_logits:
-            d_logits = soft * (d_share - (soft * d_share).sum(1, keepdim=True)) * inputs.tau
-            result += inputs.weight.t() @ d_logits
-            d_offset = d_logits.sum(2, keepdim=True)
-            grad_weight += (d_logits @ wide.transpose(1, 2) + d_offset @ inputs.origin[at[0]].transpose(1, 2)).sum(0)
+            d_share *= soft
+            d_logits = d_share.addcmul_(soft, d_share.sum(1, keepdim=True), value=-1)  # of tau * Z
+            result.baddbmm_(inputs.slope[at[0]].transpose(1, 2), d_logits)
+            d_offset = inputs.tau * d_logits.sum(2, keepdim=True)
+            grad_weight += torch.baddbmm(d_offset @ inputs.origin[at[0]].transpose(1, 2), d_logits,
+                                         wide.transpose(1, 2), alpha=inputs.tau).sum(0)
             if grad_bias is not None:
                 grad_bias += d_offset.sum((0, 2))
         elif grad_layout is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmtok.backbones import DeiT, Swin
 
 from . import memory, timing
-from .timing import provenance, spread, time_interleaved, write_csv
+from .timing import keep_pages, provenance, spread, time_interleaved, write_csv
 
 BLOCKS = (2, 5, 8, 11)  # the outputs of mmseg's DeiT recipe; Swin gives its four stages
 MOTO = dict(type='mmtok.MoToTokenizer')
@@ -122,6 +122,7 @@ def run(args) -> None:
         memory.print_added_peak(make_call(make, direction, 64, 1, args.seed),
                                 make_call(make, direction, size, args.batch, args.seed))
         return
+    keep_pages()
     print(f'Feature maps from a batch of {args.batch}, float32, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what a call adds.')
     rows = [row for trunk in args.trunk for size in args.size for direction in DIRECTIONS

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import ctypes
 import platform
 import time
 from collections.abc import Callable
@@ -24,6 +25,19 @@ def add_arguments(parser, repeats: int, name: str) -> None:
     parser.add_argument('--repeats', type=positive, default=repeats, help='timed rounds, interleaved')
     parser.add_argument('--seed', type=int, default=0, help='of the random input and weights')
     parser.add_argument('--out', type=Path, default=Path(f'work_dirs/benchmark/{name}.csv'), help='CSV, overwritten')
+
+
+def keep_pages() -> None:
+    """Let glibc's heap keep freed memory.
+
+    Whether a call returns pages to the system and faults them in again depends on what else lies on the heap, and moves
+    the time of a whole backbone by 10 % from one process to the next: more than what is compared here.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if platform.system() == 'Linux' else None
+    if mallopt is not None:  # musl has none
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_max, 0)
 
 
 def time_interleaved(functions: dict[str, Callable], repeats: int) -> dict[str, np.ndarray]:
