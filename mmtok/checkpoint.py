@@ -85,7 +85,7 @@ def own_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor
     for key, value in backbone.rename_public(state).items():
         if key.startswith('patch_embed.proj.'):
             key = key if plain_patch is None else f'tokenizer.{plain_patch}{key[len("patch_embed."):]}'
-        elif not key.startswith('norms.'):
+        elif not key.startswith(('norms.', 'tokenizer.')):
             key = f'trunk.{key}'
         own[key] = value
     return own

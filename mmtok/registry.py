@@ -8,6 +8,7 @@ ImportError in this module would surface as "X is not in the registry".
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
 from mmengine.registry.build_functions import build_runner_from_cfg
@@ -19,3 +20,5 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmtok',
 RUNNERS = Registry('runner', build_func=build_runner_from_cfg, parent=MMENGINE_RUNNERS, scope='mmtok',
                    locations=['mmtok.engine.runner'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmtok', locations=['mmtok.engine.loops'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+                                      scope='mmtok', locations=['mmtok.engine.layer_decay'])

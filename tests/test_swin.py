@@ -145,7 +145,8 @@ def test_the_same_parameters_are_frozen_as_in_mmdet(frozen_stages):
     assert {name for name, p in theirs.items() if not p.requires_grad} == {
         name for name, p in ours.items() if not p.requires_grad}
     assert len(theirs) == len(ours)
-    assert [stage.training for stage in model.trunk.layers] == [stage.training for stage in peer.stages]
+    assert [[block.training for block in stage.blocks] for stage in model.trunk.layers] == [
+        [block.training for block in stage.blocks] for stage in peer.stages]
 
 
 def test_a_new_trunk_starts_as_timm_s():

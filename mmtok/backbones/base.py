@@ -1,6 +1,8 @@
 """What all backbones share: image -> tokenizer -> (TokenProp) -> trunk -> feature maps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from inspect import signature
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -12,10 +14,26 @@ from ..tokenizers.padding import valid_mask
 from ..tokenprop.token_prop import TokenProp
 
 
+@dataclass
+class Stage:
+    """Parts of a trunk in the order in which tokens pass them: modules, or parameters of their own.
+
+    Attributes:
+        lead: What prepares the tokens: position embedding, patch merging.
+        blocks: Transformer blocks, one layer each.
+        tail: Norms of this stage's output.
+    """
+
+    lead: list[nn.Module | nn.Parameter] = field(default_factory=list)
+    blocks: list[nn.Module] = field(default_factory=list)
+    tail: list[nn.Module] = field(default_factory=list)
+
+
 class TokenBackbone(BaseModule):
     """A tokenizer, the optional TokenProp decoder on its output, and a trunk.
 
-    A subclass sets `self.trunk` and `self.out_channels` (C_k of each output) and implements `forward_trunk`.
+    A subclass sets `self.trunk` and `self.out_channels` (C_k of each output), implements `forward_trunk` and
+    `stages`, and calls `freeze` when it is built.
 
     Args:
         embed_dims: Width D of the tokens that the trunk takes.
@@ -25,6 +43,9 @@ class TokenBackbone(BaseModule):
         mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp. It is read off the
             input, which holds as long as no real pixel is normalised to 0 in all channels.
         init_cfg: mmengine's; `dict(type='Pretrained', checkpoint=...)` loads official DeiT and timm files too.
+        frozen_stages: The tokenizer and this many stages, with what leads to the next one, are frozen and stay in
+            eval mode; -1 for none, 0 for the tokenizer alone. A stage of a plain vision transformer is a block.
+        patch_kernel: Kernel of the trunk's plain patch embedding, given to tokenizers that take one.
     """
 
     def __new__(cls, *args, **kwargs):
@@ -33,11 +54,13 @@ class TokenBackbone(BaseModule):
         return super().__new__(cls)
 
     def __init__(self, embed_dims: int, patch_size: int, tokenizer: dict | nn.Module, token_prop: dict | None,
-                 mask_padding: bool, init_cfg: dict | None):
+                 mask_padding: bool, init_cfg: dict | None, frozen_stages: int = -1, patch_kernel: int | None = None):
         super().__init__(init_cfg)
         self.embed_dims, self.patch_size, self.mask_padding = embed_dims, patch_size, mask_padding
+        self.frozen_stages = frozen_stages
         if isinstance(tokenizer, dict):
-            tokenizer = build_tokenizer({'embed_dims': embed_dims, 'patch_size': patch_size, **tokenizer})
+            tokenizer = build_tokenizer(tokenizer, embed_dims=embed_dims, patch_size=patch_size,
+                                        patch_kernel=patch_kernel)
         for name, ours, theirs in (('embed_dims', embed_dims, getattr(tokenizer, 'embed_dims', embed_dims)),
                                    ('patch_size', patch_size, getattr(tokenizer, 'stride', patch_size))):
             if ours != theirs:
@@ -93,18 +116,74 @@ class TokenBackbone(BaseModule):
         return state
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Tokens (B,D,h,w) -> feature maps (B,C_k,H_k,W_k)."""
+        """Tokens (B,D,h,w) -> feature maps (B,C_k,H_k,W_k), or with `classifier` one vector (B,C)."""
         raise NotImplementedError
 
+    def stages(self) -> list[Stage]:
+        """The parts of the trunk, in order; the tokenizer comes before them."""
+        raise NotImplementedError
 
-def build_tokenizer(cfg: dict) -> nn.Module:
-    """The tokenizer of a config; one sentence for an unknown type or option."""
+    def freeze(self) -> None:
+        """Freeze what `frozen_stages` names."""
+        stages = self.stages()
+        check_choice('frozen_stages', self.frozen_stages, range(-1, len(stages) + 1))
+        if self.frozen_stages < 0:
+            return
+        parts = [self.tokenizer, *stages[0].lead]
+        for i, stage in enumerate(stages[:self.frozen_stages]):
+            parts += [*stage.blocks, *stage.tail, *(stages[i + 1].lead if i + 1 < len(stages) else [])]
+        for part in parts:
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    def train(self, mode: bool = True):
+        """nn.Module's, but what is frozen stays in eval mode."""
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, and the number of depths: what layer-wise learning rate decay counts in.
+
+        As in mmpretrain: the tokenizer and the first embedding are 0, the blocks 1, 2, ..., patch merging has the
+        depth of the block before it, and all that follows the blocks, norms of outputs and TokenProp's decoder too, is
+        last.
+        """
+        stages = self.stages()
+        last = sum(len(stage.blocks) for stage in stages) + 1
+        if not param_name.startswith(prefix):
+            return last, last + 1
+        parameter = self.get_parameter(param_name[len(prefix):])
+        if any(parameter is p for p in self.tokenizer.parameters()):
+            return 0, last + 1
+        depth = 0
+        for stage in stages:
+            for step, parts in enumerate((stage.lead, *([block] for block in stage.blocks))):
+                depth += step > 0
+                if any(parameter is p for part in parts for p in parameters_of(part)):
+                    return depth, last + 1
+        return last, last + 1
+
+
+def parameters_of(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+
+
+def build_tokenizer(cfg: dict, patch_kernel: int | None, **sizes: int) -> nn.Module:
+    """The tokenizer of a config, with the trunk's sizes where it gives none itself.
+
+    Raises:
+        ConfigError: For an unknown type or option.
+    """
     kind = MODELS.get(cfg.get('type', ''))
     if kind is None:
         known = sorted(f'mmtok.{name}' for name in MODELS.module_dict if name.endswith('Tokenizer'))
         raise ConfigError(f'tokenizer type {cfg.get("type")!r} is unknown; choose from {", ".join(known)}')
     check_options(f'the tokenizer {cfg["type"]}', cfg, kind)
-    return MODELS.build(cfg)
+    if patch_kernel is not None and 'patch_kernel' in signature(kind).parameters:
+        sizes['patch_kernel'] = patch_kernel
+    return MODELS.build({**sizes, **cfg})
 
 
 def find_arch(arch: str | dict, archs: dict[str, dict]) -> dict:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import check_choice
 from ..registry import MODELS
-from .base import TokenBackbone, find_arch, find_indices
+from .base import Stage, TokenBackbone, find_arch, find_indices
 
 ARCHS = {
     'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
@@ -92,6 +92,7 @@ class Swin(TokenBackbone):
         tokenizer: Config of the tokenizer.
         token_prop: Options of TokenProp (`dict()` for the paper's), or None.
         out_indices: Stages whose output is returned, negative ones counted from the end.
+        classifier: Give the (B,C) mean over the last, normalised map that the authors' classifier takes.
         frozen_stages: The tokenizer and this many stages, with their output norms and the patch merging behind them,
             are frozen and stay in eval mode; -1 for none, 0 for the tokenizer alone, as in mmdet.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
@@ -105,18 +106,18 @@ class Swin(TokenBackbone):
 
     def __init__(self, arch: str | dict = 'tiny', window_size: int = 7, window_rule: str = 'dense',
                  patch_size: int = 4, tokenizer: dict | None = None, token_prop: dict | None = None,
-                 out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, drop_path_rate: float = 0.2,
-                 with_cp: bool = False, mask_padding: bool = True, init_cfg: dict | None = None):
+                 out_indices: Sequence[int] = (0, 1, 2, 3), classifier: bool = False, frozen_stages: int = -1,
+                 drop_path_rate: float = 0.2, with_cp: bool = False, mask_padding: bool = True,
+                 init_cfg: dict | None = None):
         arch = find_arch(arch, ARCHS)
         check_choice('window_rule', window_rule, WINDOW_RULES)
         width, depths, heads = arch['embed_dims'], tuple(arch['depths']), tuple(arch['num_heads'])
         super().__init__(width, patch_size, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop, mask_padding,
-                         init_cfg)
+                         init_cfg, frozen_stages)
         stages = len(depths)
-        self.out_indices = find_indices(out_indices, stages, 'stages')
+        self.classifier = classifier
+        self.out_indices = [stages - 1] if classifier else find_indices(out_indices, stages, 'stages')
         self.out_channels = tuple(width << i for i in self.out_indices)
-        check_choice('frozen_stages', frozen_stages, range(-1, stages + 1))
-        self.frozen_stages = frozen_stages
         self.trunk = SwinTransformer(
             img_size=window_size * patch_size << (stages - 1), patch_size=patch_size, embed_dim=width, depths=depths,
             num_heads=heads, window_size=window_size, num_classes=0, drop_path_rate=drop_path_rate,
@@ -133,24 +134,10 @@ class Swin(TokenBackbone):
         self.norms = nn.ModuleDict({str(i): nn.LayerNorm(width << i) for i in self.out_indices})
         self.freeze()
 
-    def freeze(self) -> None:
-        """Freeze what `frozen_stages` names."""
-        if self.frozen_stages < 0:
-            return
-        stages = self.trunk.layers
-        frozen = [self.tokenizer, self.trunk.patch_embed, *stages[:self.frozen_stages],
-                  *(self.norms[str(i)] for i in self.out_indices if i < self.frozen_stages)]
-        if 0 < self.frozen_stages < len(stages):
-            frozen.append(stages[self.frozen_stages].downsample)
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True):
-        """nn.Module's, but what is frozen stays in eval mode."""
-        super().train(mode)
-        self.freeze()
-        return self
+    def stages(self) -> list[Stage]:
+        layers = self.trunk.layers
+        return [Stage([layer.downsample if i else self.trunk.patch_embed], list(layer.blocks),
+                      [self.norms[str(i)]] if i in self.out_indices else []) for i, layer in enumerate(layers)]
 
     def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors merge patches at the end of a stage, timm at the start of the next; the last norm is ours."""
@@ -169,4 +156,4 @@ class Swin(TokenBackbone):
             x = stage(x)
             if i in self.out_indices:
                 outs.append(self.norms[str(i)](x).permute(0, 3, 1, 2).contiguous())
-        return tuple(outs)
+        return tuple(out.mean((2, 3)) for out in outs) if self.classifier else tuple(outs)

@@ -2,5 +2,6 @@
 
 from .moto import MoToTokenizer
 from .patch import FrozenTokenizer, PatchTokenizer
+from .t2t import T2TTokenizer
 
-__all__ = ['FrozenTokenizer', 'MoToTokenizer', 'PatchTokenizer']
+__all__ = ['FrozenTokenizer', 'MoToTokenizer', 'PatchTokenizer', 'T2TTokenizer']

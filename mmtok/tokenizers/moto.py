@@ -70,6 +70,7 @@ class MoToTokenizer(nn.Module):
         placement: 'stem', 'token' or 'branch'.
         stem_channels: Channels on which the MoTo of 'stem' and 'branch' works; the paper measures 16.
         stem_stride: Stride of their convolution, a divisor of `patch_size`.
+        patch_kernel: Of the plain patch embedding of 'token' and 'branch', see `PatchTokenizer`.
         num_entities, layout_kernel, tau, partition, statistics, backend: Of `mmtok.MoTo`.
         gate: Start value of the learned gate g; None for no gate, 'auto' for 0 with 'token' and 'branch' and none
             with 'stem'. With a gate, 'stem' becomes f + g * MoTo(f) on its feature map f; without one, 'token'
@@ -82,7 +83,7 @@ class MoToTokenizer(nn.Module):
     def __init__(self, in_channels: int = 3, embed_dims: int = 768, patch_size: int = 16, placement: str = 'stem',
                  stem_channels: int = 16, stem_stride: int = 2, num_entities: int = 8, layout_kernel: int = 1,
                  tau: float = 0.1, partition: str = 'soft', statistics: str = 'region',
-                 gate: float | str | None = 'auto', backend: str = 'auto'):
+                 gate: float | str | None = 'auto', backend: str = 'auto', patch_kernel: int | None = None):
         super().__init__()
         check_choice('placement', placement, PLACEMENTS)
         self.placement, self.in_channels, self.embed_dims, self.stride = placement, in_channels, embed_dims, patch_size
@@ -90,7 +91,7 @@ class MoToTokenizer(nn.Module):
         moto = dict(num_entities=num_entities, tau=tau, partition=partition, statistics=statistics,
                     kernel_size=layout_kernel, backend=backend)
         if placement != 'stem':
-            self.patch = PatchTokenizer(in_channels, embed_dims, patch_size)
+            self.patch = PatchTokenizer(in_channels, embed_dims, patch_size, patch_kernel)
         if placement == 'token':
             self.moto = MoTo(embed_dims, **moto)
         else:

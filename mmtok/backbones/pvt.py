@@ -1,0 +1,71 @@
+"""PVT v1 (Wang et al., ICCV 2021) over mmdet's body."""
+
+from collections.abc import Sequence
+
+from timm.layers import to_2tuple
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..registry import MODELS
+from .base import Stage, TokenBackbone, find_arch, find_indices
+
+ARCHS = {
+    'small': dict(depths=(3, 4, 6, 3)),
+    'medium': dict(depths=(3, 4, 18, 3)),
+}
+EMBED_DIMS, NUM_HEADS = 64, (1, 2, 5, 8)  # a stage is EMBED_DIMS wide for each of its heads
+
+
+@MODELS.register_module()
+class PVT(TokenBackbone):
+    """PVT v1 for any image size. Needs mmdet, whose pyramid it is; timm has none.
+
+    Args:
+        arch: 'small', 'medium', or a dict with the depths of four stages.
+        img_size: Image size whose grids the learned position embeddings have; other sizes interpolate them.
+        tokenizer: Config of the tokenizer.
+        token_prop: Options of TokenProp (`dict()` for the paper's), or None.
+        out_indices: Stages whose output is returned, negative ones counted from the end.
+        classifier: Give the normalised class token (B,C) of the authors' classifier, in place of maps.
+        frozen_stages: The tokenizer and this many stages, with the patch embedding behind them, are frozen and stay
+            in eval mode; -1 for none, 0 for the tokenizer alone.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+        with_cp: Recompute blocks in backward to save memory.
+        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
+        init_cfg: mmengine's.
+
+    Raises:
+        ConfigError: For a value that cannot work, and without mmdet.
+    """
+
+    def __init__(self, arch: str | dict = 'small', img_size: int | tuple[int, int] = 224,
+                 tokenizer: dict | None = None, token_prop: dict | None = None,
+                 out_indices: Sequence[int] = (0, 1, 2, 3), classifier: bool = False, frozen_stages: int = -1,
+                 drop_path_rate: float = 0.1, with_cp: bool = False, mask_padding: bool = True,
+                 init_cfg: dict | None = None):
+        try:
+            from .pvt_trunk import PVTTrunk
+        except (ImportError, AssertionError) as error:  # mmdet asserts the versions that it takes
+            raise ConfigError(f'mmtok.PVT is built on mmdet, which cannot be imported ({error}): install it with '
+                              "pip install 'mmtok[openmmlab]' or 'mmtok[onedl]', or take mmtok.PVTv2; "
+                              'python -m mmtok.check_env says what fits') from error
+        if min(to_2tuple(img_size)) < 32:
+            raise ConfigError(f'img_size={img_size} must be at least 32, the stride of the last stage')
+        depths = tuple(find_arch(arch, ARCHS)['depths'])
+        super().__init__(EMBED_DIMS, 4, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop, mask_padding,
+                         init_cfg, frozen_stages)
+        self.out_indices = [len(depths) - 1] if classifier else find_indices(out_indices, len(depths), 'stages')
+        self.out_channels = tuple(EMBED_DIMS * NUM_HEADS[i] for i in self.out_indices)
+        self.trunk = PVTTrunk(classifier, with_cp, pretrain_img_size=img_size, embed_dims=EMBED_DIMS, num_layers=depths,
+                              num_heads=NUM_HEADS, out_indices=self.out_indices, drop_path_rate=drop_path_rate)
+        self.freeze()
+
+    def stages(self) -> list[Stage]:
+        stages = [Stage([embed, positions], blocks) for embed, (positions, *blocks), _ in self.trunk.layers]
+        if self.trunk.classifier:
+            stages[-1].lead.append(self.trunk.cls_token)
+            stages[-1].tail = [self.trunk.norm]
+        return stages
+
+    def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.trunk(tokens))

@@ -1,0 +1,44 @@
+"""Position embeddings at other sizes than the trained one: resampled, and in eval mode not again for each image."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SIZES_KEPT = 8  # as many as a test with several scales and flips sees
+
+
+class PositionCache:
+    """Keeps what `resample(positions, size)` gave while the positions do not change and need no gradient.
+
+    The owner drops it in `train()`, which sees what a version counter does not: writes through `.data`, such as those
+    of mmengine's EMA hook, come before a change of mode.
+
+    Args:
+        resample: (positions, (height, width)) -> positions at that size.
+    """
+
+    def __init__(self, resample: Callable[[Tensor, tuple[int, int]], Tensor]):
+        self.resample = resample
+        self.clear()
+
+    def clear(self) -> None:
+        self.source, self.kept = None, {}
+
+    def __getstate__(self):
+        return {'resample': self.resample, 'source': None, 'kept': {}}  # copies and pickles start empty
+
+    def __call__(self, positions: Tensor, size: tuple[int, int], training: bool) -> Tensor:
+        """Positions at a size (height, width)."""
+        compiling = hasattr(torch.compiler, 'is_compiling') and torch.compiler.is_compiling()  # torch >= 2.3
+        if (training or compiling or torch.jit.is_tracing() or positions.is_inference()
+                or (positions.requires_grad and torch.is_grad_enabled())):
+            return self.resample(positions, size)
+        source = positions.data_ptr(), positions._version, positions.dtype, positions.device
+        if source != self.source:
+            self.source, self.kept = source, {}
+        if size not in self.kept:
+            if len(self.kept) == SIZES_KEPT:
+                del self.kept[next(iter(self.kept))]
+            self.kept[size] = self.resample(positions, size)
+        return self.kept[size]

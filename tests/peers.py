@@ -1,0 +1,25 @@
+"""Weights carried between our backbones and those of timm and mmdet, for comparisons."""
+
+import re
+
+import torch
+
+
+def relative_error(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def randomise(model):
+    """Draw what starts at 0 or 1 too, so that a mix-up of norms or biases shows."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            start = 1.0 if parameter.dim() == 1 and parameter.mean() > 0.5 else 0.0
+            parameter.copy_(start + 0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def timm_names(model) -> dict[str, torch.Tensor]:
+    """The state dict of one of our backbones as timm names it."""
+    return {re.sub(r'^tokenizer\.', 'patch_embed.', key.removeprefix('trunk.')): value
+            for key, value in model.state_dict().items()}

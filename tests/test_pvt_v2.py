@@ -1,0 +1,73 @@
+"""`mmtok.PVTv2` against timm's and mmdet's on the same weights."""
+
+import re
+
+import pytest
+import timm
+import torch
+from mmdet.models.backbones.pvt import PyramidVisionTransformerV2, pvt_convert
+
+from mmtok.backbones import PVTv2
+from mmtok.backbones.pvt_v2 import ARCHS
+from mmtok.errors import ConfigError
+from peers import randomise, relative_error, timm_names
+
+SIZES = [(64, 64), (224, 224), (320, 448), (97, 161), (256, 309)]
+
+
+def authors_names(state):
+    """timm's names -> the authors', which mmdet converts."""
+    names = {}
+    for key, value in state.items():
+        key = key.replace('mlp.dwconv.', 'mlp.dwconv.dwconv.')
+        key = re.sub(r'^patch_embed\.', 'patch_embed1.', key)
+        key = re.sub(r'^stages\.(\d)\.downsample\.', lambda m: f'patch_embed{int(m[1]) + 1}.', key)
+        key = re.sub(r'^stages\.(\d)\.blocks\.', lambda m: f'block{int(m[1]) + 1}.', key)
+        key = re.sub(r'^stages\.(\d)\.norm\.', lambda m: f'norm{int(m[1]) + 1}.', key)
+        names[key] = value
+    return names
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_equals_timm_and_mmdet(size):
+    ours = randomise(PVTv2('b0', drop_path_rate=0.0))
+    peer = timm.create_model('pvt_v2_b0', num_classes=0).eval()
+    peer.load_state_dict(timm_names(ours))
+    other = PyramidVisionTransformerV2(embed_dims=32, num_layers=[2, 2, 2, 2], drop_path_rate=0.0).eval()
+    other.load_state_dict(pvt_convert(authors_names(timm_names(ours))))
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = peer.forward_intermediates(x, intermediates_only=True)
+        for a, e, m in zip(ours(x), expected, other(x), strict=True):
+            assert a.shape == e.shape == m.shape
+            assert relative_error(a, e) <= 1e-5 and relative_error(a, m) <= 1e-5
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_classifier_has_timm_s_parameters_and_output(arch):
+    ours = randomise(PVTv2(arch, classifier=True))
+    peer = timm.create_model(f'pvt_v2_{arch}', num_classes=0).eval()
+    peer.load_state_dict(timm_names(ours))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        out, = ours(x)
+        assert relative_error(out, peer(x)) <= 1e-5
+    assert out.shape == (1, ours.out_channels[0])
+
+
+def test_gradients_equal_timm():
+    ours = randomise(PVTv2('b0', drop_path_rate=0.0))
+    peer = timm.create_model('pvt_v2_b0', num_classes=0)
+    peer.load_state_dict(timm_names(ours))
+    x = torch.randn(1, 3, 96, 128)
+    for outs in (ours(x), peer.forward_intermediates(x, intermediates_only=True)):
+        sum(out.square().mean() for out in outs).backward()
+    theirs = dict(peer.named_parameters())
+    for name, parameter in ours.named_parameters():
+        name = name.removeprefix('trunk.').replace('tokenizer.', 'patch_embed.')
+        assert relative_error(parameter.grad, theirs[name].grad) <= 1e-4, name
+
+
+def test_patch_kernel_is_checked():
+    with pytest.raises(ConfigError, match='patch_kernel=4 must be odd and larger than patch_size=4'):
+        PVTv2(tokenizer=dict(type='mmtok.PatchTokenizer', patch_kernel=4))
