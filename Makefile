@@ -27,3 +27,4 @@ lint: env
 benchmark: env
 	@$(PY) tools/benchmark.py moto
 	@$(PY) tools/benchmark.py backbones
+	@$(PY) tools/benchmark.py size

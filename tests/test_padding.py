@@ -8,7 +8,7 @@ from mmengine.structures import PixelData
 from mmseg.models import SegDataPreProcessor
 from mmseg.structures import SegDataSample
 
-from mmtok.backbones import DeiT, Swin
+from mmtok.backbones import PVT, DeiT, PVTv2, Swin, T2TViT
 
 STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 
@@ -47,9 +47,19 @@ def tokens_of(backbone, batch: torch.Tensor) -> torch.Tensor:
     return seen[0]
 
 
+PLAIN, PYRAMID = dict(embed_dims=32, depth=1, num_heads=2), dict(depths=(1, 1, 1, 1))
 BACKBONES = {
-    'DeiT': lambda **options: DeiT(arch=dict(embed_dims=32, depth=1, num_heads=2), out_indices=0, **options),
-    'Swin': lambda **options: Swin(arch=dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)), **options)}
+    'DeiT': lambda **options: DeiT(arch=PLAIN, out_indices=0, **options),
+    'Swin': lambda **options: Swin(arch=dict(embed_dims=16, num_heads=(1, 1, 1, 1), **PYRAMID), **options),
+    'PVT': lambda **options: PVT(arch=PYRAMID, **options),
+    'PVTv2': lambda **options: PVTv2(arch=dict(embed_dims=(8, 16, 40, 64), mlp_ratios=(2, 2, 2, 2), **PYRAMID),
+                                     **options),
+    'T2TViT': lambda **options: T2TViT(arch=PLAIN, out_indices=0, **options)}
+CASES = {f'{name}-{placement}': (name, dict(type='mmtok.MoToTokenizer', placement=placement))
+         for name in BACKBONES if name != 'T2TViT' for placement in ('stem', 'token', 'branch')}
+CASES |= {f'T2TViT-{attention}-{"moto" if moto else "plain"}':
+          ('T2TViT', dict(type='mmtok.T2TTokenizer', attention=attention, moto=moto))
+          for attention in ('performer', 'transformer') for moto in (None, dict(num_entities=4))}
 
 
 def test_a_batch_without_padding_needs_no_mask():
@@ -62,11 +72,10 @@ def test_a_batch_without_padding_needs_no_mask():
 
 
 @pytest.mark.parametrize('preprocess', [through_mmseg, through_mmdet], ids=['mmseg', 'mmdet'])
-@pytest.mark.parametrize('placement', ['stem', 'token', 'branch'])
-@pytest.mark.parametrize('name', BACKBONES)
-def test_tokens_do_not_depend_on_the_padding_of_the_batch(name, placement, preprocess):
+@pytest.mark.parametrize('name, tokenizer', CASES.values(), ids=CASES)
+def test_tokens_do_not_depend_on_the_padding_of_the_batch(name, tokenizer, preprocess):
     torch.manual_seed(0)
-    backbone = BACKBONES[name](tokenizer=dict(type='mmtok.MoToTokenizer', placement=placement)).eval()
+    backbone = BACKBONES[name](tokenizer=tokenizer).eval()
     for parameter_name, parameter in backbone.tokenizer.named_parameters():
         if parameter_name.endswith('gate') or 'bias' in parameter_name:  # a closed gate would hide MoTo
             torch.nn.init.normal_(parameter, 0.5, 0.1)
@@ -76,10 +85,10 @@ def test_tokens_do_not_depend_on_the_padding_of_the_batch(name, placement, prepr
     batches = [preprocess([image, larger], None), preprocess([larger, image], (256, 256))[[1]],
                preprocess([image], (256, 256))]
     assert {tuple(batch.shape[-2:]) for batch in batches} == {(192, 224), (256, 256)}
-    rows, columns = -(-height // backbone.patch_size), -(-width // backbone.patch_size)
 
     def deviation(batch) -> float:
         expected = tokens_of(backbone, alone)[0]
+        rows, columns = expected.shape[1:]
         tokens = tokens_of(backbone, batch)[0, :, :rows, :columns]
         return float((tokens - expected).abs().max() / expected.abs().max())
     assert all(deviation(batch) <= 1e-5 for batch in batches)

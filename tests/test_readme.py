@@ -47,16 +47,17 @@ model = dict(pretrained=None, backbone=dict(
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 150, 16, 16)
 
 
-def test_both_snippets_train_under_mmseg(drawn_ade, fork_mmseg, tmp_path):
+def test_all_snippets_train_under_mmseg(drawn_ade, fork_mmseg, tmp_path):
     """As a user would add them to mmseg's own config, which brings its SyncBN, schedule and data."""
-    first, more = (textwrap.dedent(text) for text in re.findall(r'```python\n(.*?)```', README, re.S))
+    first, decay, more = (textwrap.dedent(text) for text in re.findall(r'```python\n(.*?)```', README, re.S))
     name = re.search(r"_base_ = './(.*)'", first).group(1)
     (tmp_path / 'mine.py').write_text(first.replace(f'./{name}', str(MMSEG / 'configs' / 'vit' / name)) + more)
+    (tmp_path / 'decay.py').write_text(f"_base_ = './mine.py'\n{decay}")
     roots = [f'{loader}_dataloader.dataset.data_root={drawn_ade}' for loader in ('train', 'val', 'test')]
-    run = fork_mmseg('train', tmp_path / 'mine.py', '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL,
+    run = fork_mmseg('train', tmp_path / 'decay.py', '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL,
                      *roots, cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
-    assert 'loss_tokenprop' in run.stdout
+    assert 'loss_tokenprop' in run.stdout and 'Layer-wise decay: learning rates times 0.75' in run.stdout
     assert 'mmtok_rng' in torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)  # our hook saved it
 
 
@@ -119,3 +120,19 @@ def test_measured_backbones_come_from_the_file():
             measured = ratio.get((trunk, direction, method))
             assert said == ('-' if measured is None else f'{measured:.2f}'), (trunk, direction, method)
         assert added == f"{100 / ratio[trunk, direction, 'mmtok + MoTo'] - 100:.1f}", (trunk, direction)
+
+
+def test_measured_sizes_come_from_the_file():
+    with (ROOT / 'docs' / 'benchmarks' / 'size.csv').open() as file:
+        rows = {row.pop('model'): {key: float(value) for key, value in row.items() if key != 'torch'}
+                for row in csv.DictReader(file)}
+    table = re.findall(r'^\| (\S+) \| (.+ \([\d.]+\)) \|$', README, re.M)
+    assert [name for name, _ in table] == list(rows)
+    for name, cells in table:
+        row = rows[name]
+        said = [tuple(map(float, re.fullmatch(r'(\S+) \((\S+)\)', cell).groups())) for cell in cells.split(' | ')]
+        sizes = [(row[f'{what}_{kind}'], row[f'paper_{what}_{kind}'])
+                 for kind in ('plain', 'moto') for what in ('params', 'gmacs')]
+        added = [tuple(m - p for m, p in zip(sizes[2 + i], sizes[i], strict=True)) for i in range(2)]
+        assert said == [(round(ours, digits), round(paper, 1)) for pairs, digits in ((sizes, 1), (added, 3))
+                        for ours, paper in pairs]

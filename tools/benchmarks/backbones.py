@@ -1,4 +1,4 @@
-"""Backbones that give feature maps for a head: ours, plain and with MoTo, against timm's, mmdet's and mmseg's."""
+"""Backbones that give feature maps for a head: ours, plain and with MoTo, against timm's and mm*'s."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -7,13 +7,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mmtok.backbones import DeiT, Swin
+from mmtok.backbones import PVT, DeiT, PVTv2, Swin, T2TViT
 
 from . import memory, timing
 from .timing import keep_pages, provenance, spread, time_interleaved, write_csv
 
-BLOCKS = (2, 5, 8, 11)  # the outputs of mmseg's DeiT recipe; Swin gives its four stages
+BLOCKS = (2, 5, 8, 11)  # the outputs of mmseg's DeiT recipe; pyramids give their four stages
 MOTO = dict(type='mmtok.MoToTokenizer')
+STAGES = (0, 1, 2, 3)
+OPTIONAL = 'mmdet', 'mmseg', 'mmpretrain'
 DIRECTIONS = ('forward', 'forward + backward')
 
 
@@ -34,6 +36,21 @@ def mmseg_vit(size: int) -> nn.Module:
                              out_indices=BLOCKS)
 
 
+def t2t_vit(attention: str, **moto) -> nn.Module:
+    return T2TViT('14', out_indices=(13, ), final_norm=True,
+                  tokenizer=dict(type='mmtok.T2TTokenizer', attention=attention, **moto))
+
+
+def mmpretrain_t2t_vit() -> nn.Module:
+    from mmpretrain.models.backbones import T2T_ViT
+    return T2T_ViT(out_type='featmap', layer_cfgs=dict(num_heads=6, feedforward_channels=3 * 384))
+
+
+def mmdet_pvt(kind: str, **options) -> nn.Module:
+    from mmdet.models.backbones import pvt
+    return getattr(pvt, kind)(drop_path_rate=0.0, num_layers=[3, 4, 6, 3], **options)
+
+
 def peer_swin(package: str) -> nn.Module:
     module = __import__(f'{package}.models.backbones.swin', fromlist=['SwinTransformer'])
     return module.SwinTransformer(drop_path_rate=0.0)
@@ -50,10 +67,29 @@ TRUNKS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
     'Swin-T': {
         'mmtok': lambda size: Swin('tiny', drop_path_rate=0.0),
         'mmtok + MoTo': lambda size: Swin('tiny', drop_path_rate=0.0, tokenizer=MOTO),
-        'timm': lambda size: TimmFeatures('swin_tiny_patch4_window7_224', (0, 1, 2, 3), img_size=size,
-                                          drop_path_rate=0.0),
+        'timm': lambda size: TimmFeatures('swin_tiny_patch4_window7_224', STAGES, img_size=size, drop_path_rate=0.0),
         'mmdet': lambda size: peer_swin('mmdet'),
         'mmseg': lambda size: peer_swin('mmseg'),
+    },
+    'PVTv2-B2': {
+        'mmtok': lambda size: PVTv2('b2', drop_path_rate=0.0),
+        'mmtok + MoTo': lambda size: PVTv2('b2', drop_path_rate=0.0, tokenizer=MOTO),
+        'timm': lambda size: TimmFeatures('pvt_v2_b2', STAGES, drop_path_rate=0.0),
+        'mmdet': lambda size: mmdet_pvt('PyramidVisionTransformerV2'),
+    },
+    'PVT-S': {
+        'mmtok': lambda size: PVT('small', drop_path_rate=0.0),
+        'mmtok + MoTo': lambda size: PVT('small', drop_path_rate=0.0, tokenizer=MOTO),
+        'mmdet': lambda size: mmdet_pvt('PyramidVisionTransformer'),
+    },
+    'T2T-ViT-14': {
+        'mmtok': lambda size: t2t_vit('performer'),
+        'mmtok + MoTo': lambda size: t2t_vit('performer', moto=dict()),
+    },
+    'T2T-ViT_t-14': {
+        'mmtok': lambda size: t2t_vit('transformer'),
+        'mmtok + MoTo': lambda size: t2t_vit('transformer', moto=dict()),
+        'mmpretrain': lambda size: mmpretrain_t2t_vit(),
     },
 }
 
@@ -70,7 +106,7 @@ def add_arguments(parser) -> None:
 
 def methods_of(trunk: str) -> dict[str, Callable[[int], nn.Module]]:
     return {name: make for name, make in TRUNKS[trunk].items()
-            if not name.startswith(('mmdet', 'mmseg')) or find_spec(name)}
+            if name not in OPTIONAL or find_spec(name)}
 
 
 def make_call(make: Callable[[int], nn.Module], direction: str, size: int, batch: int, seed: int) -> Callable:
