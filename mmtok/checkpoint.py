@@ -1,13 +1,11 @@
 """Loads pretrained weights of official DeiT, timm and mmtok files into a backbone."""
 
-import math
 import os
 from urllib.error import URLError
 
 import torch
 from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import CheckpointLoader
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from .errors import ConfigError
@@ -45,7 +43,7 @@ def load_pretrained(backbone: nn.Module, filename: str, prefix: str | None = Non
         raise ConfigError(f'checkpoint {filename!r} is a distilled DeiT, which has a second class token: '
                           'take the file without "distilled" in its name')
     target = backbone.state_dict()
-    resized = resize_position_embeddings(state, target, backbone)
+    resized = backbone.fit_positions(state)
     good = {key: value for key, value in state.items() if key in target and value.shape == target[key].shape}
 
     trunk = [key for key in target if key.startswith('trunk.')]
@@ -58,7 +56,11 @@ def load_pretrained(backbone: nn.Module, filename: str, prefix: str | None = Non
     backbone.load_state_dict(good, strict=False)
     fresh = [key for key in target if key not in good and not key.startswith('token_prop.')]
     unused = [key for key in state if key not in good and not key.startswith(('token_prop.', 'trunk.head'))]
-    MMLogger.get_current_instance().info(
+    logger = MMLogger.get_current_instance()
+    if getattr(backbone.tokenizer, 'plain_patch', None) is not None and not any(
+            key in good for key in backbone.state_dict() if key.startswith('tokenizer.') and 'proj.weight' in key):
+        logger.warning(f'{filename} has no patch embedding under a known name: the tokenizer starts at random')
+    logger.info(
         f'Loaded {filename}: {len(matched)} of {len(trunk)} trunk tensors, {resized} resized; '
         f'left as initialised: {", ".join(fresh) or "none"}; not used: {", ".join(unused) or "none"}')
 
@@ -89,16 +91,3 @@ def own_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor
             key = f'trunk.{key}'
         own[key] = value
     return own
-
-
-def resize_position_embeddings(state: dict, target: dict, backbone: nn.Module) -> int:
-    """Interpolate position embeddings of another image size, as timm does; returns how many."""
-    key = 'trunk.pos_embed'
-    if key not in state or key not in target or state[key].shape == target[key].shape:
-        return 0
-    grid = state[key].shape[1] - backbone.trunk.num_prefix_tokens
-    if state[key].shape[-1] != target[key].shape[-1] or math.isqrt(grid) ** 2 != grid:
-        return 0  # another width or no square grid: reported as a tensor that does not fit
-    state[key] = resample_abs_pos_embed(state[key], new_size=backbone.trunk.patch_embed.grid_size,
-                                        num_prefix_tokens=backbone.trunk.num_prefix_tokens)
-    return 1

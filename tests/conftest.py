@@ -28,11 +28,14 @@ def seeded():
 
 @pytest.fixture
 def plain_attention():
-    """timm without fused attention: torch 2.1's corrupts memory on CPUs in bf16 unless 16 divides the tokens."""
-    from timm.layers import set_fused_attn
-    set_fused_attn(False)
+    """On torch 2.1 no fused attention: it corrupts memory on CPUs in bf16 unless 16 divides the tokens."""
+    import torch
+    from timm.layers import set_fused_attn, use_fused_attn
+    before = use_fused_attn()
+    if torch.__version__ < '2.2':
+        set_fused_attn(False)
     yield
-    set_fused_attn(True)
+    set_fused_attn(before)
 
 
 @pytest.fixture(scope='session')

@@ -7,15 +7,12 @@ import torch
 from mmtok.backbones import DeiT
 from mmtok.backbones.deit import ARCHS
 from mmtok.errors import ConfigError
+from peers import relative_error
 
 NANO = dict(embed_dims=24, depth=3, num_heads=2)
 TOKENIZERS = [dict(type='mmtok.PatchTokenizer'), dict(type='mmtok.FrozenTokenizer'),
               *(dict(type='mmtok.MoToTokenizer', placement=p) for p in ('stem', 'token', 'branch'))]
 IDS = [t.get('placement', t['type'].split('.')[1]) for t in TOKENIZERS]
-
-
-def relative_error(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize('size', [(224, 224), (64, 64), (256, 309), (97, 161), (160, 336), (16, 16)], ids=str)

@@ -89,6 +89,22 @@ def test_mmpretrain_s_backbones_work_too():
     assert rates['backbone.patch_embed.projection.weight'] == pytest.approx(LR / 2**13)
 
 
+def test_inside_mmpretrain_s_classifier():
+    """It has a `get_layer_depth` of its own, which takes a name alone."""
+    from mmpretrain.models import ImageClassifier
+    model = ImageClassifier(backbone=dict(type='mmtok.DeiT', arch='tiny', classifier=True),
+                            head=dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=192))
+    rates = {name: group['lr'] for name, group in groups_of(model).items()}
+    assert rates['backbone.tokenizer.proj.weight'] == pytest.approx(LR / 2**13)
+    assert rates['head.fc.weight'] == LR
+
+
+def test_everything_frozen():
+    model = Segmentor(type='mmtok.DeiT', arch='tiny').requires_grad_(False)
+    with pytest.raises(ValueError, match='empty parameter list'):  # torch's own
+        groups_of(model)
+
+
 @pytest.mark.parametrize('paramwise, message', [
     (dict(), 'layer_decay_rate=None must be a number above 0 and at most 1'),
     (dict(layer_decay_rate=1.5), 'layer_decay_rate=1.5 must be a number'),

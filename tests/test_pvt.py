@@ -1,5 +1,6 @@
 """`mmtok.PVT`: its pyramid against mmdet's, its classifier against the authors' forward in float64."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -94,19 +95,80 @@ def test_classifier_equals_the_authors_forward_in_float64(side):
     assert out.shape == (2, 512) and relative_error(out.double(), expected) <= 1e-5
 
 
-def test_a_classifier_s_weights_give_the_same_pyramid():
-    """But for its class token; the norms' epsilons differ by 1e-5."""
-    classifier, pyramid = randomise(PVT(SHALLOW, classifier=True)), PVT(SHALLOW).eval()
-    state = {key: value[:, 1:] if key.endswith('3.1.0.pos_embed') else value
-             for key, value in classifier.state_dict().items() if key not in ('trunk.cls_token', 'trunk.norm.weight',
-                                                                              'trunk.norm.bias')}
-    pyramid.load_state_dict(state)
-    x = torch.randn(1, 3, 224, 224)
-    third = []
-    classifier.trunk.layers[3][0].register_forward_pre_hook(lambda module, args: third.append(args[0]))
+def test_a_remainder_is_padded():
+    """mmdet drops it: 309 columns give 77 tokens there, 78 here."""
+    ours = randomise(PVT(SHALLOW, drop_path_rate=0.0))
+    x = torch.randn(1, 3, 256, 309)
     with torch.no_grad():
-        classifier(x)
-        assert relative_error(pyramid(x)[2], third[0]) < 1e-3
+        for a, e in zip(ours(x), ours(F.pad(x, (0, 3))), strict=True):
+            assert torch.equal(a, e)
+    assert ours(x)[0].shape[-1] == 78
+
+
+def load(tmp_path, state, **options):
+    torch.save(state, tmp_path / 'file.pth')
+    model = PVT(SHALLOW, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')), **options)
+    model.init_weights()
+    return model.eval()
+
+
+def authors_names(ours):
+    """A classifier's state dict as the authors name it."""
+    state = {}
+    for key, value in ours.state_dict().items():
+        key = key.replace('tokenizer.proj.', 'patch_embed1.proj.').removeprefix('trunk.')
+        key = re.sub(r'^layers\.(\d)\.0\.', lambda m: f'patch_embed{int(m[1]) + 1}.', key)
+        key = re.sub(r'^layers\.(\d)\.1\.0\.pos_embed', lambda m: f'pos_embed{int(m[1]) + 1}', key)
+        key = re.sub(r'^layers\.(\d)\.1\.(\d+)\.', lambda m: f'block{int(m[1]) + 1}.{int(m[2]) - 1}.', key)
+        key = key.replace('.projection.', '.proj.').replace('attn.attn.out_proj', 'attn.proj')
+        key = key.replace('ffn.layers.0.', 'mlp.fc1.').replace('ffn.layers.3.', 'mlp.fc2.')
+        value = value.flatten(1) if '.mlp.' in key and value.dim() == 4 else value
+        if 'attn.attn.in_proj_' in key:
+            width = len(value) // 3
+            state[key.replace('attn.in_proj_', 'q.')], state[key.replace('attn.in_proj_', 'kv.')] = value.split(
+                [width, 2 * width])
+        else:
+            state[key] = value
+    return state
+
+
+@pytest.mark.parametrize('form', ['ours', 'authors'])
+@pytest.mark.parametrize('side', [224, 320])
+@pytest.mark.parametrize('classifier', [True, False])
+def test_a_classifier_s_file_gives_the_same_pyramid_and_classifier(tmp_path, form, side, classifier):
+    """Also where the positions belong to another image size."""
+    source = randomise(PVT(SHALLOW, classifier=True))
+    state = source.state_dict() if form == 'ours' else {**authors_names(source), 'head.weight': torch.zeros(9, 512)}
+    loaded = load(tmp_path, state, img_size=side, classifier=classifier)
+    x = torch.randn(1, 3, side, side)
+    third = []
+    source.trunk.layers[3][0].register_forward_pre_hook(lambda module, args: third.append(args[0]))
+    with torch.no_grad():
+        expected, actual = source(x), loaded(x)
+    if classifier:
+        assert relative_error(actual[0], expected[0]) <= 1e-5
+    else:  # the classifier's norms have another epsilon
+        assert relative_error(actual[2], third[0]) < 1e-3
+        stage4 = loaded.trunk.layers[3][1][0].pos_embed
+        if side == 224:
+            assert torch.equal(stage4, source.trunk.layers[3][1][0].pos_embed[:, 1:])
+        assert stage4.shape[1] == (side // 32)**2
+
+
+def test_a_pyramid_s_file_starts_a_classifier(tmp_path):
+    source = randomise(PVT(SHALLOW))
+    loaded = load(tmp_path, source.state_dict(), classifier=True)
+    assert torch.equal(loaded.trunk.layers[3][1][0].pos_embed[:, 1:], source.trunk.layers[3][1][0].pos_embed)
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_mmdet_s_file_loads_with_its_patch_embedding(tmp_path, prefix):
+    peer = randomise(PyramidVisionTransformer(num_layers=[1, 2, 1, 2], drop_path_rate=0.0))
+    loaded = load(tmp_path, {f'{prefix}{key}': value for key, value in peer.state_dict().items()}, drop_path_rate=0.0)
+    x = torch.randn(1, 3, 64, 64)
+    peer.eval()
+    with torch.no_grad():
+        assert all(relative_error(a, e) <= 1e-5 for a, e in zip(loaded(x), peer(x), strict=True))
 
 
 def test_without_mmdet_it_names_the_extra(tmp_path):
@@ -124,7 +186,13 @@ def test_without_mmdet_it_names_the_extra(tmp_path):
 
 @pytest.mark.parametrize('options, message', [
     (dict(arch='large'), "arch='large' is unknown; choose from 'small', 'medium'"),
-    (dict(img_size=16), 'img_size=16 must be at least 32'),
+    (dict(img_size=16), r'img_size=16 must be a side or a pair \(height, width\) of whole pixels, at least 32'),
+    (dict(img_size='224'), "img_size='224' must be a side"),
+    (dict(img_size=224.0), 'img_size=224.0 must be a side'),
+    (dict(arch=dict(depths=2)), r'arch.depths=2 must be a list of 4 numbers, one for each stage'),
+    (dict(arch=dict(depths=(1, 1, 1))), r'arch.depths=\(1, 1, 1\) must be a list of 4 numbers'),
+    (dict(arch=dict(depths=(1, 1, 0, 1))), r'arch.depths\[2\]=0 must be a whole number'),
+    (dict(arch=None), "arch='?None'? is unknown; choose from 'small', 'medium'"),
     (dict(out_indices=(4,)), 'must name stages of a trunk with 4 stages'),
     (dict(frozen_stages=5), 'frozen_stages=5 is unknown'),
 ])

@@ -68,6 +68,28 @@ def test_gradients_equal_timm():
         assert relative_error(parameter.grad, theirs[name].grad) <= 1e-4, name
 
 
-def test_patch_kernel_is_checked():
-    with pytest.raises(ConfigError, match='patch_kernel=4 must be odd and larger than patch_size=4'):
-        PVTv2(tokenizer=dict(type='mmtok.PatchTokenizer', patch_kernel=4))
+@pytest.mark.parametrize('form', ['timm', 'authors'])
+def test_public_files_load_whole(form, tmp_path):
+    peer = randomise(timm.create_model('pvt_v2_b0'))
+    state = peer.state_dict() if form == 'timm' else {'state_dict': authors_names(peer.state_dict())}
+    torch.save(state, tmp_path / 'file.pth')
+    ours = PVTv2('b0', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')))
+    ours.init_weights()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = peer.forward_intermediates(x, intermediates_only=True)
+        assert all(torch.equal(a, e) for a, e in zip(ours.eval()(x), expected, strict=True))
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(tokenizer=dict(type='mmtok.PatchTokenizer', patch_kernel=4)),
+     'patch_kernel=4 must be odd and larger than patch_size=4'),
+    (dict(tokenizer=dict(type='mmtok.PatchTokenizer', patch_kernel='7')), "patch_kernel='7' must be a whole number"),
+    (dict(arch=dict(embed_dims=(8, 16, 40, 64), depths=(1, 1, 1), mlp_ratios=(2, 2, 2, 2))),
+     r'arch.depths=\(1, 1, 1\) must be a list of 4 numbers'),
+    (dict(arch=dict(embed_dims=(8, 17, 40, 64), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))),
+     'embed_dims=17 of the arch is no multiple of num_heads=2'),
+])
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        PVTv2(**options)

@@ -8,21 +8,10 @@ import torch
 
 from mmtok.backbones.swin import Swin
 from mmtok.errors import ConfigError
+from peers import randomise, relative_error
 
 NANO = dict(embed_dims=12, depths=(2, 2, 2, 2), num_heads=(1, 2, 3, 4))
 SIZES = [(64, 64), (224, 224), (256, 256), (512, 512), (320, 448), (97, 161)]
-
-
-def relative_error(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-def randomise(model):
-    """Draw what starts at 0 or 1 too, so that a mix-up of norms or biases shows."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 and parameter.mean() > 0.5 else 0.0, 0.05)
-    return model.eval()
 
 
 def mmdet_names(ours):

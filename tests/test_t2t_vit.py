@@ -96,7 +96,7 @@ def tokens64(tokenizer, x):
     return x.transpose(1, 2).reshape(len(x), -1, rows, columns)
 
 
-@pytest.mark.parametrize('spread', [0.05, 0.3])
+@pytest.mark.parametrize('spread', [0.05, 0.08, 0.1, 0.15, 0.2])
 @pytest.mark.parametrize('size', [(224, 224), (97, 161)], ids=str)
 def test_performer_equals_the_authors_forward_in_float64(size, spread):
     tokenizer = randomise(T2TTokenizer(embed_dims=48, token_dims=16))
@@ -162,12 +162,60 @@ def test_a_closed_gate_starts_as_the_plain_tokenizer(tokenizer):
 @pytest.mark.parametrize('options, message', [
     (dict(attention='linear'), "attention='linear' is unknown; choose from 'performer', 'transformer'"),
     (dict(patch_size=8), 'patch_size=8, but the soft splits of mmtok.T2TTokenizer have a stride of 16'),
-    (dict(moto=dict(num_entitis=2)), 'moto has no option num_entitis'),
+    (dict(moto=dict(num_entitis=2)), 'moto of mmtok.T2TTokenizer has no option num_entitis; it takes num_entities'),
+    (dict(moto=dict(channels=3)), 'has no option channels; it takes num_entities, .*gate'),
+    (dict(moto=dict(type='mmtok.MoTo')), 'takes options alone, no type'),
+    (dict(moto=True), r'moto=True must be a dict of options, dict\(\) for the defaults, or None'),
+    (dict(moto=dict(gate='open')), "gate='open' must be a number, None or 'auto'"),
     (dict(token_dims=0), 'token_dims=0 must be a whole number'),
 ])
 def test_bad_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         T2TTokenizer(**options)
+
+
+def test_a_number_from_the_command_line_is_an_arch():
+    """mmengine's --cfg-options makes a number of it."""
+    assert T2TViT(19).embed_dims == 448
+    with pytest.raises(ConfigError, match="arch='24' is unknown; choose from '14', '19'"):
+        T2TViT(24)
+
+
+@pytest.mark.parametrize('attention', ['transformer', 'performer'])
+def test_without_padding_no_mask_is_carried(attention, monkeypatch):
+    """Masked attention is slow, and its matrix large; here no side is a multiple of 16."""
+    model = T2TViT(NANO, tokenizer={**TRANSFORMER, 'attention': attention}).eval()
+    masks = []
+    forward = model.tokenizer.forward
+    monkeypatch.setattr(model.tokenizer, 'forward', lambda x, mask: masks.append(mask) or forward(x, mask))
+    x = torch.randn(1, 3, 99, 70)
+    with torch.no_grad():
+        model(x)
+        model(F.pad(x, (0, 10)))
+    assert masks[0] is None and masks[1] is not None
+
+
+def test_a_mask_of_ones_and_zeros_is_a_mask():
+    model = T2TViT(NANO, tokenizer=TRANSFORMER).eval()
+    x, mask = torch.randn(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    mask[..., 40:] = 0
+    with torch.no_grad():
+        assert torch.equal(model(x, mask)[0], model(x, mask.bool())[0])
+
+
+def test_positions_of_a_file_are_resampled_as_in_the_forward_pass(tmp_path):
+    large = randomise(T2TViT(NANO, img_size=224, tokenizer=PERFORMER))
+    torch.save(large.state_dict(), tmp_path / 'file.pth')
+    small = T2TViT(NANO, img_size=128, tokenizer=PERFORMER,
+                   init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')))
+    small.init_weights()
+    x = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        assert relative_error(small.eval()(x)[0], large(x)[0]) <= 1e-6
+
+
+def test_small_maps_have_a_layout_too():
+    assert T2TTokenizer(moto=dict(num_entities=3)).layout(torch.zeros(1, 3, 2, 9)).shape == (1, 3, 1, 2)
 
 
 def test_layout_without_moto_says_so():

@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoint import load_pretrained
-from ..errors import ConfigError, check_choice, check_options
+from ..errors import ConfigError, check_choice, check_options, check_positive_int
 from ..registry import MODELS
 from ..tokenizers.padding import valid_mask
 from ..tokenprop.token_prop import TokenProp
@@ -40,11 +40,13 @@ class TokenBackbone(BaseModule):
         patch_size: Stride p of the tokens that the trunk takes.
         tokenizer: Config of a tokenizer, or a module (image, mask) -> (B,D,H/p,W/p).
         token_prop: Options of `TokenProp`, or None for no decoder.
-        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp. It is read off the
-            input, which holds as long as no real pixel is normalised to 0 in all channels.
+        mask_padding: Keep the zero padding of a batch out of MoTo's statistics, of TokenProp and of the attention
+            inside T2T's tokenizer. It is read off the input, which holds as long as no real pixel is normalised to 0 in
+            all channels.
         init_cfg: mmengine's; `dict(type='Pretrained', checkpoint=...)` loads official DeiT and timm files too.
-        frozen_stages: The tokenizer and this many stages, with what leads to the next one, are frozen and stay in
-            eval mode; -1 for none, 0 for the tokenizer alone. A stage of a plain vision transformer is a block.
+        frozen_stages: The tokenizer and this many stages, with what leads to the next one (norm of the tokens,
+            positions, patch merging), are frozen and stay in eval mode; -1 for none. A stage of a plain vision
+            transformer is a block.
         patch_kernel: Kernel of the trunk's plain patch embedding, given to tokenizers that take one.
     """
 
@@ -103,7 +105,8 @@ class TokenBackbone(BaseModule):
         reconstruct = self.training and self.token_prop is not None
         if mask is None and self.mask_padding and (reconstruct or self.tokenizer_uses_mask):
             mask = valid_mask(x)
-            whole = all(side % self.patch_size == 0 for side in x.shape[2:])  # else tokenizers pad by themselves
+            whole = all(side % self.patch_size == 0 for side in x.shape[2:])  # else most tokenizers pad by themselves
+            whole |= not getattr(self.tokenizer, 'pads', True)
             if whole and x.device.type == 'cpu' and mask.all():  # a GPU would have to be waited for
                 mask = None
         tokens = self.tokenizer(x, mask)
@@ -115,6 +118,10 @@ class TokenBackbone(BaseModule):
         """Tensors of a public checkpoint under the names of this trunk, without those of buffers."""
         return state
 
+    def fit_positions(self, state: dict[str, Tensor]) -> int:
+        """Resample position embeddings of another image size in a checkpoint's tensors, in place; returns how many."""
+        return 0
+
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B,D,h,w) -> feature maps (B,C_k,H_k,W_k), or with `classifier` one vector (B,C)."""
         raise NotImplementedError
@@ -125,10 +132,10 @@ class TokenBackbone(BaseModule):
 
     def freeze(self) -> None:
         """Freeze what `frozen_stages` names."""
+        if self.frozen_stages == -1:
+            return
         stages = self.stages()
         check_choice('frozen_stages', self.frozen_stages, range(-1, len(stages) + 1))
-        if self.frozen_stages < 0:
-            return
         parts = [self.tokenizer, *stages[0].lead]
         for i, stage in enumerate(stages[:self.frozen_stages]):
             parts += [*stage.blocks, *stage.tail, *(stages[i + 1].lead if i + 1 < len(stages) else [])]
@@ -186,15 +193,48 @@ def build_tokenizer(cfg: dict, patch_kernel: int | None, **sizes: int) -> nn.Mod
     return MODELS.build({**sizes, **cfg})
 
 
-def find_arch(arch: str | dict, archs: dict[str, dict]) -> dict:
-    """The sizes that a name stands for, or a dict of sizes with the same keys as those of the table."""
-    if isinstance(arch, str):
-        check_choice('arch', arch, archs)
-        return archs[arch]
-    keys = next(iter(archs.values())).keys()
-    if arch.keys() != keys:
-        raise ConfigError(f'arch={dict(arch)} must have exactly the keys {", ".join(keys)}')
+def find_arch(arch: str | dict, archs: dict[str, dict], stages: int | None = None) -> dict:
+    """The sizes that a name stands for, or a dict of sizes with the keys of the table.
+
+    Args:
+        stages: How many numbers each list must have; None for as many as the first one has.
+
+    Raises:
+        ConfigError: For an unknown name, another type, wrong keys, or values of another kind than the table's.
+    """
+    if not isinstance(arch, dict):
+        check_choice('arch', str(arch), archs)  # --cfg-options makes a number of '14'
+        return archs[str(arch)]
+    example = next(iter(archs.values()))
+    if arch.keys() != example.keys():
+        raise ConfigError(f'arch={dict(arch)} must have exactly the keys {", ".join(example)}')
+    for key, value in example.items():
+        if not isinstance(value, tuple):
+            check_positive_int(f'arch.{key}', arch[key])
+            continue
+        given = arch[key] if isinstance(arch[key], (list, tuple)) else ()
+        stages = stages or len(given)
+        if not given or len(given) != stages:
+            raise ConfigError(f'arch.{key}={arch[key]!r} must be a list of {stages or "whole"} numbers, one for each '
+                              'stage')
+        for i, number in enumerate(given):
+            check_positive_int(f'arch.{key}[{i}]', number)
     return arch
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuse a width that does not divide among attention heads."""
+    if width % heads:
+        raise ConfigError(f'embed_dims={width} of the arch is no multiple of num_heads={heads}')
+
+
+def check_image_size(img_size: int | Sequence[int], least: int) -> tuple[int, int]:
+    """(height, width) of a side or a pair of sides, each at least `least` pixels."""
+    sides = tuple(img_size) if isinstance(img_size, (list, tuple)) else (img_size, img_size)
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < least for side in sides):
+        raise ConfigError(f'img_size={img_size!r} must be a side or a pair (height, width) of whole pixels, at least '
+                          f'{least}')
+    return sides
 
 
 def find_indices(out_indices: int | Sequence[int], count: int, what: str) -> list[int]:

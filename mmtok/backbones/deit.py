@@ -30,7 +30,7 @@ class DeiT(PlainViT):
             -1 for none.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Recompute blocks in backward to save memory.
-        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
+        mask_padding: Keep the zero padding of a batch out of the tokenizer and of TokenProp, see `TokenBackbone`.
         init_cfg: mmengine's.
 
     Raises:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from timm.layers import to_2tuple
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, find_arch, find_indices
+from .base import Stage, TokenBackbone, check_image_size, find_arch, find_indices
 
 ARCHS = {
     'small': dict(depths=(3, 4, 6, 3)),
@@ -20,6 +19,8 @@ EMBED_DIMS, NUM_HEADS = 64, (1, 2, 5, 8)  # a stage is EMBED_DIMS wide for each 
 class PVT(TokenBackbone):
     """PVT v1 for any image size. Needs mmdet, whose pyramid it is; timm has none.
 
+    An image whose sides are no multiples of 4 is padded to the next, where mmdet drops the rest.
+
     Args:
         arch: 'small', 'medium', or a dict with the depths of four stages.
         img_size: Image size whose grids the learned position embeddings have; other sizes interpolate them.
@@ -27,11 +28,11 @@ class PVT(TokenBackbone):
         token_prop: Options of TokenProp (`dict()` for the paper's), or None.
         out_indices: Stages whose output is returned, negative ones counted from the end.
         classifier: Give the normalised class token (B,C) of the authors' classifier, in place of maps.
-        frozen_stages: The tokenizer and this many stages, with the patch embedding behind them, are frozen and stay
-            in eval mode; -1 for none, 0 for the tokenizer alone.
+        frozen_stages: The tokenizer and this many stages, with what leads to the next one (norm, positions, patch
+            embedding), are frozen and stay in eval mode; -1 for none.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Recompute blocks in backward to save memory.
-        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
+        mask_padding: Keep the zero padding of a batch out of the tokenizer and of TokenProp, see `TokenBackbone`.
         init_cfg: mmengine's.
 
     Raises:
@@ -49,9 +50,8 @@ class PVT(TokenBackbone):
             raise ConfigError(f'mmtok.PVT is built on mmdet, which cannot be imported ({error}): install it with '
                               "pip install 'mmtok[openmmlab]' or 'mmtok[onedl]', or take mmtok.PVTv2; "
                               'python -m mmtok.check_env says what fits') from error
-        if min(to_2tuple(img_size)) < 32:
-            raise ConfigError(f'img_size={img_size} must be at least 32, the stride of the last stage')
-        depths = tuple(find_arch(arch, ARCHS)['depths'])
+        img_size = check_image_size(img_size, 32)  # the stride of the last stage
+        depths = tuple(find_arch(arch, ARCHS, stages=4)['depths'])
         super().__init__(EMBED_DIMS, 4, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop, mask_padding,
                          init_cfg, frozen_stages)
         self.out_indices = [len(depths) - 1] if classifier else find_indices(out_indices, len(depths), 'stages')
@@ -66,6 +66,18 @@ class PVT(TokenBackbone):
             stages[-1].lead.append(self.trunk.cls_token)
             stages[-1].tail = [self.trunk.norm]
         return stages
+
+    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' names by mmdet's own conversion; mmdet's are ours but for the patch embedding."""
+        if any(key.startswith('block1.') for key in state):
+            from mmdet.models.backbones.pvt import pvt_convert
+            kept = {'norm.weight', 'norm.bias', 'cls_token'} & state.keys()  # which mmdet leaves out
+            whole = {'layers.3.1.0.pos_embed': state['pos_embed4']} if 'pos_embed4' in state else {}
+            state = {**pvt_convert(state), **{key: state[key] for key in kept}, **whole}
+        return {key.replace('layers.0.0.projection.', 'patch_embed.proj.'): value for key, value in state.items()}
+
+    def fit_positions(self, state: dict[str, Tensor]) -> int:
+        return self.trunk.fit_positions(state, 'trunk.')
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.trunk(tokens))

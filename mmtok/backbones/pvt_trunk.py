@@ -1,8 +1,10 @@
 """mmdet's PyramidVisionTransformer on tokens, with what the authors' classifier has. Imported only where mmdet is."""
 
+import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.backbones.pvt import AbsolutePositionEmbedding, PyramidVisionTransformer
 from timm.layers import trunc_normal_
 from timm.models._manipulate import checkpoint
@@ -25,6 +27,17 @@ class Positions(AbsolutePositionEmbedding):
     def resample(self, positions: Tensor, size: tuple[int, int]) -> Tensor:
         grid = self.resize_pos_embed(positions, size)
         return torch.cat([positions[:, :1], grid], 1) if self.class_token else grid
+
+    def fit(self, positions: Tensor) -> Tensor:
+        """Positions of a square grid, with or without that of a class token, made those of this module."""
+        side = math.isqrt(positions.shape[1])
+        first, grid = positions[:, :-side**2], positions[:, -side**2:]
+        grid = F.interpolate(grid.transpose(1, 2).unflatten(2, (side, side)), self.pos_shape, mode='bilinear')
+        if not self.class_token:
+            first = first[:, :0]
+        elif not first.shape[1]:
+            first = self.pos_embed[:, :1].detach()  # the file has none: as initialised
+        return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
 
     def train(self, mode: bool = True):
         self.position_cache.clear()
@@ -75,6 +88,20 @@ class PVTTrunk(PyramidVisionTransformer):
                 trunc_normal_(module.pos_embed, std=0.02)
         if self.classifier:
             trunc_normal_(self.cls_token, std=0.02)
+
+    def fit_positions(self, state: dict[str, Tensor], prefix: str) -> int:
+        """Make those of another image size, or with or without a class token, fit; returns how many changed."""
+        changed = 0
+        for i, (_, (positions, *_), _) in enumerate(self.layers):
+            key = f'{prefix}layers.{i}.1.0.pos_embed'
+            old = state.get(key)
+            if old is None or old.shape == positions.pos_embed.shape or old.shape[-1] != positions.pos_dim:
+                continue
+            if old.shape[1] - math.isqrt(old.shape[1])**2 > 1:
+                continue  # no square grid, with or without a class token: reported as a tensor that does not fit
+            state[key] = positions.fit(old)
+            changed += 1
+        return changed
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """Tokens (B,D,h,w) -> maps (B,C_k,H_k,W_k) of `out_indices`, or [(B,C)] with `classifier`."""

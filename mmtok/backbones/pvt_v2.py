@@ -1,12 +1,13 @@
 """PVTv2 (Wang et al., CVMJ 2022) over timm's PyramidVisionTransformerV2."""
 
+import re
 from collections.abc import Sequence
 
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, find_arch, find_indices
+from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices
 from .pyramid import NormedTokens, take_small_maps
 
 ARCHS = {
@@ -30,11 +31,11 @@ class PVTv2(TokenBackbone):
         token_prop: Options of TokenProp (`dict()` for the paper's), or None.
         out_indices: Stages whose output is returned, negative ones counted from the end.
         classifier: Give the (B,C) mean over the last, normalised map that the authors' classifier takes.
-        frozen_stages: The tokenizer and this many stages, with the patch embedding behind them, are frozen and stay
-            in eval mode; -1 for none, 0 for the tokenizer alone.
+        frozen_stages: The tokenizer and this many stages, with what leads to the next one (norm, positions, patch
+            embedding), are frozen and stay in eval mode; -1 for none.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Recompute blocks in backward to save memory.
-        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
+        mask_padding: Keep the zero padding of a batch out of the tokenizer and of TokenProp, see `TokenBackbone`.
         init_cfg: mmengine's.
 
     Raises:
@@ -45,8 +46,10 @@ class PVTv2(TokenBackbone):
                  out_indices: Sequence[int] = (0, 1, 2, 3), classifier: bool = False, frozen_stages: int = -1,
                  drop_path_rate: float = 0.1, with_cp: bool = False, mask_padding: bool = True,
                  init_cfg: dict | None = None):
-        arch = find_arch(arch, ARCHS)
+        arch = find_arch(arch, ARCHS, stages=4)
         dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
+        for width, heads in zip(dims, NUM_HEADS, strict=True):
+            check_heads(width, heads)
         super().__init__(dims[0], 4, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop, mask_padding, init_cfg,
                          frozen_stages, PATCH_KERNEL)
         self.classifier = classifier
@@ -63,6 +66,19 @@ class PVTv2(TokenBackbone):
     def stages(self) -> list[Stage]:
         return [Stage([stage.downsample if i else self.trunk.patch_embed], list(stage.blocks), [stage.norm])
                 for i, stage in enumerate(self.trunk.stages)]
+
+    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors number stages from 1 and keep patch embeddings and norms outside of them; timm does not."""
+        def own(key: str) -> str:
+            key = key.replace('.dwconv.dwconv.', '.dwconv.')
+            part = re.match(r'(patch_embed|block|norm)(\d)\.(.*)', key)
+            if part is None:
+                return key
+            kind, stage, rest = part[1], int(part[2]) - 1, part[3]
+            if kind == 'patch_embed' and stage == 0:
+                return f'patch_embed.{rest}'
+            return f'stages.{stage}.{dict(patch_embed="downsample", block="blocks", norm="norm")[kind]}.{rest}'
+        return {own(key): value for key, value in state.items()}
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         x, outs = self.trunk.patch_embed(tokens), []

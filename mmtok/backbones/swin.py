@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import check_choice
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, find_arch, find_indices
+from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices
+from .pyramid import NormedTokens
 
 ARCHS = {
     'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
@@ -68,16 +69,12 @@ class WindowRuleBlock(SwinTransformerBlock):
         return x[:, :height, :width].contiguous()
 
 
-class TokenInput(nn.Module):
-    """Stands where timm's Swin expects its patch embedding: (B,D,h,w) tokens -> normalised (B,h,w,D)."""
+class TokenInput(NormedTokens):
+    """What timm's Swin builds where it expects its patch embedding."""
 
     def __init__(self, img_size: int, patch_size: int, embed_dim: int, norm_layer, **_):
-        super().__init__()
+        super().__init__(norm_layer(embed_dim))
         self.grid_size = tuple(size // patch_size for size in to_2tuple(img_size))
-        self.norm = norm_layer(embed_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens.permute(0, 2, 3, 1))
 
 
 @MODELS.register_module()
@@ -97,7 +94,7 @@ class Swin(TokenBackbone):
             are frozen and stay in eval mode; -1 for none, 0 for the tokenizer alone, as in mmdet.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Recompute stages in backward to save memory.
-        mask_padding: Keep the zero padding of a batch out of MoTo's statistics and of TokenProp.
+        mask_padding: Keep the zero padding of a batch out of the tokenizer and of TokenProp, see `TokenBackbone`.
         init_cfg: mmengine's.
 
     Raises:
@@ -112,6 +109,8 @@ class Swin(TokenBackbone):
         arch = find_arch(arch, ARCHS)
         check_choice('window_rule', window_rule, WINDOW_RULES)
         width, depths, heads = arch['embed_dims'], tuple(arch['depths']), tuple(arch['num_heads'])
+        for i, number in enumerate(heads):
+            check_heads(width << i, number)
         super().__init__(width, patch_size, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop, mask_padding,
                          init_cfg, frozen_stages)
         stages = len(depths)

@@ -1,5 +1,6 @@
 """The plain vision transformer that DeiT and T2T-ViT share: timm's, on a token map of any size."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -8,9 +9,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..layers.positions import PositionCache
-from .base import Stage, TokenBackbone, find_indices
+from .base import Stage, TokenBackbone, check_heads, check_image_size, find_indices
 
 
 class TokenInput(nn.Module):
@@ -66,8 +66,8 @@ class PlainViT(TokenBackbone):
                  frozen_stages: int, drop_path_rate: float, with_cp: bool, mask_padding: bool, init_cfg: dict | None,
                  antialias: bool = True, trunk: Callable[..., PlainTrunk] = PlainTrunk, **trunk_options):
         depth, width = arch['depth'], arch['embed_dims']
-        if width % arch['num_heads']:
-            raise ConfigError(f'embed_dims={width} of the arch is no multiple of num_heads={arch["num_heads"]}')
+        check_heads(width, arch['num_heads'])
+        img_size = check_image_size(img_size, 1)
         super().__init__(width, patch_size, tokenizer, token_prop, mask_padding, init_cfg, frozen_stages)
         self.classifier = classifier
         self.out_indices = [depth - 1] if classifier else find_indices(out_indices, depth, 'blocks')
@@ -84,6 +84,17 @@ class PlainViT(TokenBackbone):
         stages[0].lead = [p for p in (self.trunk.cls_token, self.trunk.pos_embed) if isinstance(p, nn.Parameter)]
         stages[-1].tail = [self.trunk.norm]
         return stages
+
+    def fit_positions(self, state: dict[str, Tensor]) -> int:
+        old, new = state.get('trunk.pos_embed'), self.trunk.pos_embed
+        if old is None or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
+            return 0
+        side = math.isqrt(old.shape[1] - 1)
+        if side**2 != old.shape[1] - 1:
+            return 0  # no square grid: reported as a tensor that does not fit
+        state['trunk.pos_embed'] = resample_positions(old, self.trunk.patch_embed.grid_size, (side, side),
+                                                      self.trunk.antialias)
+        return 1
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         if self.classifier:

@@ -1,5 +1,7 @@
 """Layer-wise learning rate decay (Clark et al., ICLR 2020) for backbones that know the depth of their parameters."""
 
+from inspect import signature
+
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
@@ -35,14 +37,16 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if prefix:  # called again for each child
             return
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        start, backbone = next(((name, m) for name, m in module.named_modules() if hasattr(m, 'get_layer_depth')),
-                               (None, None))
+        # mmpretrain's classifiers have a method of this name too, which takes no prefix
+        start, backbone = next(((name, m) for name, m in module.named_modules() if hasattr(m, 'get_layer_depth')
+                                and 'prefix' in signature(m.get_layer_depth).parameters), (None, None))
         if backbone is None:
             raise ConfigError(f'layer_decay_rate needs a backbone with get_layer_depth, such as those of mmtok and '
                               f'mmpretrain; none is in this {type(module).__name__}')
         start = f'{start}.' if start else ''
+        _, count = backbone.get_layer_depth('', '-')  # of no parameter of the backbone
         for group in params:
-            depth, count = backbone.get_layer_depth(names[id(group['params'][0])], start)
+            depth, _ = backbone.get_layer_depth(names[id(group['params'][0])], start)
             group['lr'] = group.get('lr', self.base_lr) * self.rate ** (count - 1 - depth)
         MMLogger.get_current_instance().info(
             f'Layer-wise decay: learning rates times {self.rate} for each of the {count - 1} layers below the head, '

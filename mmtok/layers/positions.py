@@ -34,7 +34,10 @@ class PositionCache:
         if (training or compiling or torch.jit.is_tracing() or positions.is_inference()
                 or (positions.requires_grad and torch.is_grad_enabled())):
             return self.resample(positions, size)
-        source = positions.data_ptr(), positions._version, positions.dtype, positions.device
+        try:
+            source = positions.data_ptr(), positions._version, positions.dtype, positions.device
+        except RuntimeError:  # inside torch.func transforms there is no storage
+            return self.resample(positions, size)
         if source != self.source:
             self.source, self.kept = source, {}
         if size not in self.kept:

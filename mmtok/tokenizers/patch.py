@@ -6,7 +6,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_positive_int
 from ..registry import MODELS
 
 
@@ -29,6 +29,7 @@ class PatchTokenizer(PatchEmbed):
         super().__init__(img_size=None, patch_size=patch_size, in_chans=in_channels, embed_dim=embed_dims,
                          output_fmt='NCHW', strict_img_size=False, dynamic_img_pad=True)
         if patch_kernel is not None:
+            check_positive_int('patch_kernel', patch_kernel)
             if patch_kernel % 2 == 0 or patch_kernel <= patch_size:
                 raise ConfigError(f'patch_kernel={patch_kernel} must be odd and larger than patch_size={patch_size}')
             self.proj = nn.Conv2d(in_channels, embed_dims, patch_kernel, patch_size, padding=patch_kernel // 2)

@@ -1,6 +1,7 @@
 """Tokens-to-token (Yuan et al., ICCV 2021): soft splits with attention between them, and MoTo inside."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,9 @@ from ..layers import MoTo
 from ..registry import MODELS
 from .moto import make_gate
 
-# The authors' 1e-8 is 0 in float16; this is not.
-PERFORMER_EPS = 1e-6
+# The authors'. It would be 0 in float16, but nothing is computed in less than float32; with 1e-6 attention to peaked
+# keys, whose features are that small, would be off by percents.
+PERFORMER_EPS = 1e-8
 
 
 class TokenTransformer(nn.Module):
@@ -89,11 +91,13 @@ SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel, stride, padding
 class GatedMoTo(nn.Module):
     """x + g * MoTo(x), or MoTo(x) without a gate."""
 
-    def __init__(self, channels: int, gate: float | None = 0.0, **moto):
+    def __init__(self, channels: int, num_entities: int = 8, tau: float = 0.1, partition: str = 'soft',
+                 statistics: str = 'region', layout_kernel: int = 1, gate: float | str | None = 'auto',
+                 backend: str = 'auto'):
         super().__init__()
-        check_options('moto', {'channels': channels, **moto}, MoTo)
-        self.layer = MoTo(channels, **moto)
-        self.gate = make_gate(gate)
+        self.layer = MoTo(channels, num_entities, tau, partition, statistics, kernel_size=layout_kernel,
+                          backend=backend)
+        self.gate = make_gate(0.0 if gate == 'auto' else gate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         change = self.layer(x, mask)
@@ -112,17 +116,21 @@ class T2TTokenizer(nn.Module):
         embed_dims: Channels D of a token.
         patch_size: Stride of a token, 16.
         token_dims: Width of the attention.
-        attention: 'performer' (T2T-ViT-14 with 21.5 M parameters and 5.2 G in the paper) or 'transformer'
-            (mmpretrain's, T2T-ViT_t-14).
-        moto: Options of `mmtok.MoTo`, which then works on the maps after both attentions at 1/4 and 1/8 of the
-            resolution, and `gate`: start value of the learned g in x + g * MoTo(x), or None for MoTo(x). The default
-            of 0 starts exactly as the plain tokenizer.
+        attention: 'performer' (T2T-ViT-14, the paper's row) or 'transformer' (T2T-ViT_t-14, mmpretrain's; that of
+            mmpretrain 1.2.0 divides its logits by the scale where the authors multiply).
+        moto: Options of MoTo as `MoToTokenizer` names them (num_entities, layout_kernel, tau, partition, statistics,
+            gate, backend); `dict()` for their defaults, None for no MoTo. It works on the maps after both attentions,
+            at 1/4 and 1/8 of the resolution, as x + g * MoTo(x); the gate g starts from 0, exactly as the plain
+            tokenizer; `gate=None` makes it MoTo(x).
+
+    A mask keeps the tokens of padding out of attention, also without MoTo.
 
     Raises:
         ConfigError: For a value that cannot work.
     """
 
     plain_patch = None
+    pads = False
 
     def __init__(self, in_channels: int = 3, embed_dims: int = 384, patch_size: int = 16, token_dims: int = 64,
                  attention: str = 'performer', moto: dict | None = None):
@@ -140,27 +148,36 @@ class T2TTokenizer(nn.Module):
         self.apply(init_linear)
         self.moto = None
         if moto is not None:
+            if not isinstance(moto, dict):
+                raise ConfigError(f'moto={moto!r} must be a dict of options, dict() for the defaults, or None')
+            if 'type' in moto:
+                raise ConfigError('moto of mmtok.T2TTokenizer takes options alone, no type')
+            check_options('moto of mmtok.T2TTokenizer', moto, partial(GatedMoTo, token_dims))
             self.moto = nn.ModuleList([GatedMoTo(token_dims, **moto) for _ in range(2)])
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B,C,H,W) -> (B,D,h,w); mask (B,1,H,W), true where pixels are real, or None."""
-        x = F.pad(x, (0, max(0, 3 - x.shape[3]), 0, max(0, 3 - x.shape[2])))  # what the first split needs at least
-        if mask is not None:
-            mask = F.pad(mask, (0, x.shape[3] - mask.shape[3], 0, x.shape[2] - mask.shape[2]))
-        for step, (kernel, stride, padding) in enumerate(SPLITS):
-            height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
-            x = F.unfold(x, kernel, stride=stride, padding=padding).transpose(1, 2)  # (B,hw,C*kernel^2)
-            if step == 2:
-                return self.project(x).transpose(1, 2).unflatten(2, (height, width))
-            if mask is not None:
-                start = kernel - 1 - 2 * padding  # a token is there when this pixel is, as for an image alone
-                mask = with_some(mask[:, :, start::stride, start::stride])
-            x = (self.attention1, self.attention2)[step](x, None if mask is None else mask.flatten(1))
-            x = x.transpose(1, 2).unflatten(2, (height, width))
+        x, mask = pad_for_split(x), None if mask is None else pad_for_split(mask.bool())
+        for step, attention in enumerate((self.attention1, self.attention2)):
+            x, mask = self.split_and_attend(x, mask, step, attention)
             if self.moto is not None:
                 x = self.moto[step](x, mask)
             if mask is not None:
                 x = x * mask
+        tokens, size = soft_split(x, 2)
+        return self.project(tokens).transpose(1, 2).unflatten(2, size)
+
+    @staticmethod
+    def split_and_attend(x: Tensor, mask: Tensor | None, step: int,
+                         attention: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """(B,C,H,W) -> the map (B,token_dims,h,w) after a split and its attention, and the mask at that size."""
+        kernel, stride, padding = SPLITS[step]
+        tokens, size = soft_split(x, step)
+        if mask is not None:
+            start = kernel - 1 - 2 * padding  # a token is there when this pixel is, as for an image alone
+            mask = with_some(mask[:, :, start::stride, start::stride])
+        tokens = attention(tokens, None if mask is None else mask.flatten(1))
+        return tokens.transpose(1, 2).unflatten(2, size), mask
 
     @torch.no_grad()
     def layout(self, x: Tensor) -> Tensor:
@@ -171,10 +188,20 @@ class T2TTokenizer(nn.Module):
         """
         if self.moto is None:
             raise ConfigError('this mmtok.T2TTokenizer has no MoTo and so no layout: give it moto=dict()')
-        kernel, stride, padding = SPLITS[0]
-        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
-        tokens = self.attention1(F.unfold(x, kernel, stride=stride, padding=padding).transpose(1, 2))
-        return self.moto[0].layer.layout(tokens.transpose(1, 2).unflatten(2, (height, width)))
+        x, _ = self.split_and_attend(pad_for_split(x), None, 0, self.attention1)
+        return self.moto[0].layer.layout(x)
+
+
+def pad_for_split(x: Tensor) -> Tensor:
+    """Zeros at the bottom and the right, up to the 3 pixels that the first split needs at least."""
+    return F.pad(x, (0, max(0, 3 - x.shape[3]), 0, max(0, 3 - x.shape[2])))
+
+
+def soft_split(x: Tensor, step: int) -> tuple[Tensor, tuple[int, int]]:
+    """(B,C,H,W) -> overlapping patches (B,hw,C*kernel^2), and (h,w)."""
+    kernel, stride, padding = SPLITS[step]
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
+    return F.unfold(x, kernel, stride=stride, padding=padding).transpose(1, 2), (height, width)
 
 
 def with_some(mask: Tensor) -> Tensor:
