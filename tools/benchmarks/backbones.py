@@ -1,5 +1,6 @@
 """Backbones that give feature maps for a head: ours, plain and with MoTo, against timm's and mm*'s."""
 
+import csv
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -100,6 +101,7 @@ def add_arguments(parser) -> None:
                         help='sides of the square image; what is no multiple of 32 is padded by some and not by others')
     parser.add_argument('--batch', type=int, default=1, help='images')
     timing.add_arguments(parser, repeats=15, name='backbones')
+    parser.add_argument('--append', action='store_true', help='keep the rows of other trunks and sizes in the CSV')
     memory.add_argument(parser)
     parser.set_defaults(run=run)
 
@@ -163,4 +165,8 @@ def run(args) -> None:
           f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what a call adds.')
     rows = [row for trunk in args.trunk for size in args.size for direction in DIRECTIONS
             for row in print_table(trunk, size, direction, args)]
+    if args.append and args.out.exists():
+        measured = {(row['trunk'], str(row['size'])) for row in rows}
+        with args.out.open() as file:
+            rows = [row for row in csv.DictReader(file) if (row['trunk'], row['size']) not in measured] + rows
     write_csv(args.out, rows)
