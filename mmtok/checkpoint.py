@@ -52,14 +52,15 @@ def load_pretrained(backbone: nn.Module, filename: str, prefix: str | None = Non
         wrong = next((key for key in trunk if key not in good), '')
         raise ConfigError(f'checkpoint {filename!r} fits only {len(matched)} of the {len(trunk)} tensors of this '
                           f'{type(backbone).__name__} trunk ({wrong} is missing or has another shape): '
-                          'it belongs to another architecture')
+                          'it belongs to another architecture, or names its tensors as another package does')
     backbone.load_state_dict(good, strict=False)
     fresh = [key for key in target if key not in good and not key.startswith('token_prop.')]
     unused = [key for key in state if key not in good and not key.startswith(('token_prop.', 'trunk.head'))]
     logger = MMLogger.get_current_instance()
     if getattr(backbone.tokenizer, 'plain_patch', None) is not None and not any(
             key in good for key in backbone.state_dict() if key.startswith('tokenizer.') and 'proj.weight' in key):
-        logger.warning(f'{filename} has no patch embedding under a known name: the tokenizer starts at random')
+        logger.warning(f'{filename} has no patch embedding of this shape under a known name: the tokenizer starts at '
+                       'random')
     logger.info(
         f'Loaded {filename}: {len(matched)} of {len(trunk)} trunk tensors, {resized} resized; '
         f'left as initialised: {", ".join(fresh) or "none"}; not used: {", ".join(unused) or "none"}')

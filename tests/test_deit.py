@@ -108,7 +108,13 @@ def test_drop_path_rises_to_its_rate():
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(arch='huge'), "arch='huge' is unknown; choose from 'tiny', 'small', 'base'"),
+    (dict(arch='huge'), "arch='huge' is unknown; choose from 'tiny', 'small', 'base', or give a dict with embed_dims"),
+    (dict(pretrained='x.pth'), 'has no option pretrained; .*: set model.pretrained=None and name a file in'),
+    (dict(drop_path_rate=1.5), 'drop_path_rate=1.5 must be a number from 0 to below 1'),
+    (dict(drop_path_rate='0.1'), "drop_path_rate='0.1' must be a number"),
+    (dict(token_prop=True), r'token_prop=True must be a dict of options, dict\(\) for the defaults, or None'),
+    (dict(tokenizer='mmtok.MoToTokenizer'), "tokenizer='mmtok.MoToTokenizer' must be a dict such as dict"),
+    (dict(tokenizer=dict(placement='stem')), 'tokenizer type None is unknown; choose from mmtok.FrozenTokenizer'),
     (dict(tokenizer=dict(type='mmtok.MotoTokenizer')),
      "tokenizer type 'mmtok.MotoTokenizer' is unknown; choose from mmtok.FrozenTokenizer, mmtok.MoToTokenizer"),
     (dict(tokenizer=dict(type='mmtok.MoToTokenizer', num_entitis=4)),
@@ -128,3 +134,9 @@ def test_drop_path_rises_to_its_rate():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         DeiT(**options)
+
+
+def test_a_tokenizer_s_name_needs_no_scope():
+    from mmengine.registry import DefaultScope
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        assert DeiT(NANO, tokenizer=dict(type='MoToTokenizer')).tokenizer.placement == 'stem'

@@ -181,7 +181,7 @@ def test_without_mmdet_it_names_the_extra(tmp_path):
     run = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, text=True, capture_output=True,
                          env={'PYTHONPATH': str(tmp_path), 'PATH': ''})
     assert run.returncode == 1
-    assert "install it with pip install 'mmtok[openmmlab]' or 'mmtok[onedl]'" in run.stderr.splitlines()[-1]
+    assert "install it with pip install '.[openmmlab]' or '.[onedl]' in mmtok's folder" in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize('options, message', [
@@ -192,7 +192,7 @@ def test_without_mmdet_it_names_the_extra(tmp_path):
     (dict(arch=dict(depths=2)), r'arch.depths=2 must be a list of 4 numbers, one for each stage'),
     (dict(arch=dict(depths=(1, 1, 1))), r'arch.depths=\(1, 1, 1\) must be a list of 4 numbers'),
     (dict(arch=dict(depths=(1, 1, 0, 1))), r'arch.depths\[2\]=0 must be a whole number'),
-    (dict(arch=None), "arch='?None'? is unknown; choose from 'small', 'medium'"),
+    (dict(arch=None), "arch=None is unknown; choose from 'small', 'medium', or give a dict with depths"),
     (dict(out_indices=(4,)), 'must name stages of a trunk with 4 stages'),
     (dict(frozen_stages=5), 'frozen_stages=5 is unknown'),
 ])

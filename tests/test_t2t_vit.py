@@ -161,7 +161,7 @@ def test_a_closed_gate_starts_as_the_plain_tokenizer(tokenizer):
 
 @pytest.mark.parametrize('options, message', [
     (dict(attention='linear'), "attention='linear' is unknown; choose from 'performer', 'transformer'"),
-    (dict(patch_size=8), 'patch_size=8, but the soft splits of mmtok.T2TTokenizer have a stride of 16'),
+    (dict(patch_size=8), 'gives tokens of stride 16, which DeiT and T2TViT take, not 8: choose mmtok.MoToTokenizer'),
     (dict(moto=dict(num_entitis=2)), 'moto of mmtok.T2TTokenizer has no option num_entitis; it takes num_entities'),
     (dict(moto=dict(channels=3)), 'has no option channels; it takes num_entities, .*gate'),
     (dict(moto=dict(type='mmtok.MoTo')), 'takes options alone, no type'),
@@ -177,7 +177,7 @@ def test_bad_options_are_named(options, message):
 def test_a_number_from_the_command_line_is_an_arch():
     """mmengine's --cfg-options makes a number of it."""
     assert T2TViT(19).embed_dims == 448
-    with pytest.raises(ConfigError, match="arch='24' is unknown; choose from '14', '19'"):
+    with pytest.raises(ConfigError, match="arch=24 is unknown; choose from '14', '19', or give a dict with embed_dims"):
         T2TViT(24)
 
 

@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoint import load_pretrained
-from ..errors import ConfigError, check_choice, check_options, check_positive_int
+from ..errors import ConfigError, check_choice, check_options, check_positive_int, is_number
 from ..registry import MODELS
 from ..tokenizers.padding import valid_mask
 from ..tokenprop.token_prop import TokenProp
@@ -51,8 +51,13 @@ class TokenBackbone(BaseModule):
     """
 
     def __new__(cls, *args, **kwargs):
-        check_options(f'model.backbone {cls.__name__}', kwargs, cls.__init__,
-                      '; a config that replaces the backbone of its _base_ needs _delete_=True')
+        hint = '; a config that replaces the backbone of its _base_ needs _delete_=True'
+        if 'pretrained' in kwargs:  # mmseg's segmentors pass it on
+            hint = ': set model.pretrained=None and name a file in model.backbone.init_cfg'
+        check_options(f'model.backbone {cls.__name__}', kwargs, cls.__init__, hint)
+        rate = kwargs.get('drop_path_rate', 0)
+        if not is_number(rate) or not 0 <= rate < 1:
+            raise ConfigError(f'drop_path_rate={rate!r} must be a number from 0 to below 1')
         return super().__new__(cls)
 
     def __init__(self, embed_dims: int, patch_size: int, tokenizer: dict | nn.Module, token_prop: dict | None,
@@ -60,7 +65,7 @@ class TokenBackbone(BaseModule):
         super().__init__(init_cfg)
         self.embed_dims, self.patch_size, self.mask_padding = embed_dims, patch_size, mask_padding
         self.frozen_stages = frozen_stages
-        if isinstance(tokenizer, dict):
+        if not isinstance(tokenizer, nn.Module):
             tokenizer = build_tokenizer(tokenizer, embed_dims=embed_dims, patch_size=patch_size,
                                         patch_kernel=patch_kernel)
         for name, ours, theirs in (('embed_dims', embed_dims, getattr(tokenizer, 'embed_dims', embed_dims)),
@@ -71,6 +76,9 @@ class TokenBackbone(BaseModule):
         self.tokenizer = tokenizer
         self.token_prop = None
         if token_prop is not None:
+            if not isinstance(token_prop, dict):
+                raise ConfigError(f'token_prop={token_prop!r} must be a dict of options, dict() for the defaults, or '
+                                  'None')
             check_options('token_prop', token_prop, TokenProp)
             self.token_prop = TokenProp(embed_dims, **token_prop)
         self._register_load_state_dict_pre_hook(self.drop_foreign_decoder)
@@ -183,14 +191,16 @@ def build_tokenizer(cfg: dict, patch_kernel: int | None, **sizes: int) -> nn.Mod
     Raises:
         ConfigError: For an unknown type or option.
     """
-    kind = MODELS.get(cfg.get('type', ''))
+    if not isinstance(cfg, dict):
+        raise ConfigError(f"tokenizer={cfg!r} must be a dict such as dict(type='mmtok.MoToTokenizer')")
+    kind = MODELS.get(cfg['type']) if cfg.get('type') else None
     if kind is None:
         known = sorted(f'mmtok.{name}' for name in MODELS.module_dict if name.endswith('Tokenizer'))
         raise ConfigError(f'tokenizer type {cfg.get("type")!r} is unknown; choose from {", ".join(known)}')
     check_options(f'the tokenizer {cfg["type"]}', cfg, kind)
     if patch_kernel is not None and 'patch_kernel' in signature(kind).parameters:
         sizes['patch_kernel'] = patch_kernel
-    return MODELS.build({**sizes, **cfg})
+    return MODELS.build({**sizes, **cfg, 'type': kind})  # not its name again, in the scope of mmseg or mmdet
 
 
 def find_arch(arch: str | dict, archs: dict[str, dict], stages: int | None = None) -> dict:
@@ -203,7 +213,10 @@ def find_arch(arch: str | dict, archs: dict[str, dict], stages: int | None = Non
         ConfigError: For an unknown name, another type, wrong keys, or values of another kind than the table's.
     """
     if not isinstance(arch, dict):
-        check_choice('arch', str(arch), archs)  # --cfg-options makes a number of '14'
+        keys = ', '.join(next(iter(archs.values())))
+        if str(arch) not in archs:  # --cfg-options makes a number of '14'
+            raise ConfigError(f'arch={arch!r} is unknown; choose from {", ".join(map(repr, archs))}, or give a dict '
+                              f'with {keys}')
         return archs[str(arch)]
     example = next(iter(archs.values()))
     if arch.keys() != example.keys():

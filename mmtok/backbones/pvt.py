@@ -48,7 +48,7 @@ class PVT(TokenBackbone):
             from .pvt_trunk import PVTTrunk
         except (ImportError, AssertionError) as error:  # mmdet asserts the versions that it takes
             raise ConfigError(f'mmtok.PVT is built on mmdet, which cannot be imported ({error}): install it with '
-                              "pip install 'mmtok[openmmlab]' or 'mmtok[onedl]', or take mmtok.PVTv2; "
+                              "pip install '.[openmmlab]' or '.[onedl]' in mmtok's folder, or take mmtok.PVTv2; "
                               'python -m mmtok.check_env says what fits') from error
         img_size = check_image_size(img_size, 32)  # the stride of the last stage
         depths = tuple(find_arch(arch, ARCHS, stages=4)['depths'])

@@ -28,7 +28,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self.rate = self.paramwise_cfg.get('layer_decay_rate')
         if not is_number(self.rate) or not 0 < self.rate <= 1:
             raise ConfigError(f'optim_wrapper.paramwise_cfg.layer_decay_rate={self.rate!r} must be a number above 0 '
-                              'and at most 1')
+                              f'and at most 1; paramwise_cfg has {", ".join(self.paramwise_cfg) or "no keys"}')
         if self.base_lr is None:
             raise ConfigError('layer_decay_rate scales the learning rate: give optim_wrapper.optimizer an lr')
 

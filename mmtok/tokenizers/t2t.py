@@ -138,7 +138,8 @@ class T2TTokenizer(nn.Module):
         check_choice('attention', attention, ATTENTIONS)
         check_positive_int('token_dims', token_dims)
         if patch_size != 16:
-            raise ConfigError(f'patch_size={patch_size}, but the soft splits of mmtok.T2TTokenizer have a stride of 16')
+            raise ConfigError('mmtok.T2TTokenizer gives tokens of stride 16, which DeiT and T2TViT take, not '
+                              f'{patch_size}: choose mmtok.MoToTokenizer or mmtok.PatchTokenizer there')
         self.in_channels, self.embed_dims, self.stride = in_channels, embed_dims, patch_size
         kind = ATTENTIONS[attention]
         kernels = [kernel**2 for kernel, _, _ in SPLITS]
