@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from conftest import ROOT
@@ -92,8 +93,9 @@ def test_mmpretrain_s_backbones_work_too():
 def test_inside_mmpretrain_s_classifier():
     """It has a `get_layer_depth` of its own, which takes a name alone."""
     from mmpretrain.models import ImageClassifier
-    model = ImageClassifier(backbone=dict(type='mmtok.DeiT', arch='tiny', classifier=True),
-                            head=dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=192))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = ImageClassifier(backbone=dict(type='mmtok.DeiT', arch='tiny', classifier=True),
+                                head=dict(type='LinearClsHead', num_classes=5, in_channels=192))
     rates = {name: group['lr'] for name, group in groups_of(model).items()}
     assert rates['backbone.tokenizer.proj.weight'] == pytest.approx(LR / 2**13)
     assert rates['head.fc.weight'] == LR
