@@ -18,6 +18,10 @@ class ConfigError(UserError, ValueError):
     """A configuration that cannot work."""
 
 
+class CheckpointError(ConfigError):
+    """A checkpoint that cannot be read or does not fit."""
+
+
 class DataError(UserError):
     """A file of a data set that cannot be used."""
 
@@ -28,7 +32,7 @@ class StorageError(UserError):
 
 def check_choice(name: str, value, choices) -> None:
     """Refuse an option that is none of `choices`, naming them all."""
-    if value not in choices:
+    if isinstance(value, bool) or value not in choices:
         raise ConfigError(f'{name}={value!r} is unknown; choose from {", ".join(map(repr, choices))}')
 
 

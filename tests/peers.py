@@ -1,6 +1,7 @@
 """Weights carried between our backbones and those of timm and mmdet, for comparisons."""
 
 import re
+from functools import partial
 
 import torch
 
@@ -23,3 +24,15 @@ def timm_names(model) -> dict[str, torch.Tensor]:
     """The state dict of one of our backbones as timm names it."""
     return {re.sub(r'^tokenizer\.', 'patch_embed.', key.removeprefix('trunk.')): value
             for key, value in model.state_dict().items()}
+
+
+def mend_scale(peer):
+    """mmpretrain 1.2.0 divides logits by `head_dims**-0.5` where `qk_scale` is given, and so drops its value too.
+
+    Its docstring, its older releases and the authors multiply by `(input_dims // num_heads)**-0.5`.
+    """
+    from mmpretrain.models.utils.attention import MultiheadAttention, scaled_dot_product_attention_pyimpl
+    for module in peer.modules():
+        if isinstance(module, MultiheadAttention):
+            divisor = (module.input_dims // module.num_heads)**0.5
+            module.scaled_dot_product_attention = partial(scaled_dot_product_attention_pyimpl, scale=divisor)

@@ -20,7 +20,9 @@ UPERNET = {name: ROOT / 'configs' / 'upernet' / f'upernet_deit-s_{name and name 
 OCRNET = ROOT / 'configs' / 'ocrnet' / 'ocrnet_hr48_4xb4-150k_ade20k-512x512.py'
 SWIN = [ROOT / 'configs' / 'upernet' / f'upernet_swin-{size}_{name and name + "_"}{SUFFIX}'
         for size in 'ts' for name in ('', 'moto', 'tokenprop', 'moto-tokenprop')]
-LEAVES = [*UPERNET.values(), *SWIN, OCRNET]
+WARM = [ROOT / 'configs' / 'upernet' / f'upernet_{trunk}_moto-warm_{SUFFIX}' for trunk in ('deit-s', 'swin-t')]
+PAPER = [*UPERNET.values(), *SWIN, OCRNET]
+LEAVES = [*PAPER, *WARM]
 
 # Smaller and shorter, nothing else: the data root comes from ADE20K_ROOT.
 SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1',
@@ -119,11 +121,12 @@ def test_plain_leaf_starts_from_a_public_file(drawn_ade, run_mmseg, tmp_path):
                     f'model.backbone.init_cfg.checkpoint={tmp_path}/deit.pth', cwd=tmp_path,
                     env={'ADE20K_ROOT': str(drawn_ade)})
     assert run.returncode == 0, run.stdout[-3000:]
-    assert re.search(r'deit.pth: 146 of 146 trunk tensors, 1 resized; left as initialised: none; not used: '
-                     r'trunk.norm.weight, trunk.norm.bias', run.stdout)
+    assert re.search(r'deit.pth \(names of timm, authors\): 146 of 146 trunk tensors, 1 resized \(trunk.pos_embed '
+                     r'14x14 -> 32x32\), 0 missing, 4 unexpected \(trunk.norm.weight, trunk.norm.bias, head.weight, '
+                     r'head.bias\); as initialised beside the trunk: none', run.stdout)
 
 
-@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('leaf', PAPER, ids=lambda path: path.stem)
 def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
     lines = leaf.read_text().splitlines()
     assert len(lines) <= 20
@@ -132,6 +135,13 @@ def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
     assert cfg.train_dataloader.dataset.data_root == 'data/ade/ADEChallengeData2016'
     assert cfg.train_cfg.max_iters == (150000 if leaf == OCRNET else 160000)
     assert cfg.model.backbone.init_cfg.checkpoint
+
+
+@pytest.mark.parametrize('leaf', WARM, ids=lambda path: path.stem)
+def test_warm_leaf_differs_from_the_plain_one_by_its_tokenizer(leaf):
+    warm, plain = Config.fromfile(leaf), Config.fromfile(str(leaf).replace('moto-warm_', ''))
+    assert warm.model.backbone.pop('tokenizer') == dict(type='mmtok.MoToTokenizer', placement='token')
+    assert warm.to_dict() == plain.to_dict()
 
 
 def test_moto_takes_no_weight_decay_and_keeps_its_start_after_the_runner_initialised(ade_layout, tmp_path, monkeypatch):
@@ -186,9 +196,9 @@ WRONG = {
                        'model.backbone DeiT has no option pretrain_img_size; it takes arch, img_size'),
     'unreachable checkpoint': (['model.backbone.init_cfg.type=Pretrained',
                                 'model.backbone.init_cfg.checkpoint=http://localhost:9/no.pth'],
-                               "checkpoint 'http://localhost:9/no.pth' (model.backbone.init_cfg) cannot be downloaded"),
+                               "checkpoint 'http://localhost:9/no.pth' cannot be downloaded"),
     'missing checkpoint': (['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=no.pth'],
-                           "checkpoint 'no.pth' (model.backbone.init_cfg) does not exist"),
+                           "checkpoint 'no.pth' does not exist: put it there"),
 }
 
 

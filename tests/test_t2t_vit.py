@@ -2,19 +2,17 @@
 
 import math
 import re
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones import T2T_ViT
-from mmpretrain.models.utils.attention import MultiheadAttention, scaled_dot_product_attention_pyimpl
 
 from mmtok.backbones import T2TViT
 from mmtok.backbones.t2t_vit import sinusoids
 from mmtok.errors import ConfigError
 from mmtok.tokenizers import T2TTokenizer
-from peers import randomise, relative_error
+from peers import mend_scale, randomise, relative_error
 
 NANO = dict(embed_dims=48, depth=2, num_heads=3)
 TRANSFORMER = dict(type='mmtok.T2TTokenizer', attention='transformer', token_dims=16)
@@ -29,17 +27,6 @@ def mmpretrain_names(ours):
         key = key.replace('mlp.fc1', 'ffn.layers.0.0').replace('mlp.fc2', 'ffn.layers.1')
         state[key] = value
     return state
-
-
-def mend_scale(peer):
-    """mmpretrain 1.2.0 divides logits by `head_dims**-0.5` where `qk_scale` is given, and so drops its value too.
-
-    Its docstring, its older releases and the authors multiply by `(input_dims // num_heads)**-0.5`.
-    """
-    for module in peer.modules():
-        if isinstance(module, MultiheadAttention):
-            divisor = (module.input_dims // module.num_heads)**0.5
-            module.scaled_dot_product_attention = partial(scaled_dot_product_attention_pyimpl, scale=divisor)
 
 
 @pytest.mark.parametrize('size', [(224, 224), (256, 309), (64, 96), (97, 161)], ids=str)

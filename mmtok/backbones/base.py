@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoint import load_pretrained
+from ..checkpoint.naming import Rule
 from ..errors import ConfigError, check_choice, check_options, check_positive_int, is_number
 from ..registry import MODELS
 from ..tokenizers.padding import valid_mask
@@ -32,8 +34,8 @@ class Stage:
 class TokenBackbone(BaseModule):
     """A tokenizer, the optional TokenProp decoder on its output, and a trunk.
 
-    A subclass sets `self.trunk` and `self.out_channels` (C_k of each output), implements `forward_trunk` and
-    `stages`, and calls `freeze` when it is built.
+    A subclass sets `self.trunk` and `self.out_channels` (C_k of each output), implements `forward_trunk`, `stages` and
+    `options_for`, and calls `freeze` when it is built.
 
     Args:
         embed_dims: Width D of the tokens that the trunk takes.
@@ -43,18 +45,23 @@ class TokenBackbone(BaseModule):
         mask_padding: Keep the zero padding of a batch out of MoTo's statistics, of TokenProp and of the attention
             inside T2T's tokenizer. It is read off the input, which holds as long as no real pixel is normalised to 0 in
             all channels.
-        init_cfg: mmengine's; `dict(type='Pretrained', checkpoint=...)` loads official DeiT and timm files too.
+        init_cfg: mmengine's; `dict(type='Pretrained', checkpoint=...)` takes the options of `load_pretrained`.
         frozen_stages: The tokenizer and this many stages, with what leads to the next one (norm of the tokens,
             positions, patch merging), are frozen and stay in eval mode; -1 for none. A stage of a plain vision
             transformer is a block.
         patch_kernel: Kernel of the trunk's plain patch embedding, given to tokenizers that take one.
     """
 
+    public_names: dict[str, tuple[Rule, ...]] = {}  # how others name the tensors
+
     def __new__(cls, *args, **kwargs):
         hint = '; a config that replaces the backbone of its _base_ needs _delete_=True'
         if 'pretrained' in kwargs:  # mmseg's segmentors pass it on
             hint = ': set model.pretrained=None and name a file in model.backbone.init_cfg'
         check_options(f'model.backbone {cls.__name__}', kwargs, cls.__init__, hint)
+        if kwargs.get('classifier') and 'out_indices' in kwargs:
+            raise ConfigError(f'{cls.__name__} with classifier=True gives one vector, of its last layer: remove '
+                              'out_indices')
         rate = kwargs.get('drop_path_rate', 0)
         if not is_number(rate) or not 0 <= rate < 1:
             raise ConfigError(f'drop_path_rate={rate!r} must be a number from 0 to below 1')
@@ -62,7 +69,9 @@ class TokenBackbone(BaseModule):
 
     def __init__(self, embed_dims: int, patch_size: int, tokenizer: dict | nn.Module, token_prop: dict | None,
                  mask_padding: bool, init_cfg: dict | None, frozen_stages: int = -1, patch_kernel: int | None = None):
+        check_init_cfg(init_cfg)
         super().__init__(init_cfg)
+        check_positive_int('patch_size', patch_size)
         self.embed_dims, self.patch_size, self.mask_padding = embed_dims, patch_size, mask_padding
         self.frozen_stages = frozen_stages
         if not isinstance(tokenizer, nn.Module):
@@ -96,7 +105,10 @@ class TokenBackbone(BaseModule):
         if pretrained is None:
             super().init_weights()
             return
-        load_pretrained(self, pretrained['checkpoint'], pretrained.get('prefix'))
+        options = {key: value for key, value in pretrained.items() if key != 'type'}
+        if options.get('img_size') is not None:
+            options['img_size'] = check_image_size(options['img_size'], 1)
+        load_pretrained(self, **options)
         self._is_init = True
 
     @property
@@ -122,13 +134,27 @@ class TokenBackbone(BaseModule):
             self.token_prop.record(tokens, x, mask)
         return self.forward_trunk(tokens)
 
-    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of a public checkpoint under the names of this trunk, without those of buffers."""
-        return state
+    @classmethod
+    def options_for(cls, state: dict[str, Tensor]) -> dict | None:
+        """Constructor arguments that fit a checkpoint's tensors, under our names; None when it is another trunk.
 
-    def fit_positions(self, state: dict[str, Tensor]) -> int:
-        """Resample position embeddings of another image size in a checkpoint's tensors, in place; returns how many."""
-        return 0
+        What no tensor shows is as usual: 64 channels for each head of a plain vision transformer.
+        """
+        raise NotImplementedError
+
+    def fit_sizes(self, state: dict[str, Tensor], img_size: Sequence[int] | None) -> list[str]:
+        """Resample a checkpoint's tensors that belong to another image or window size, in place.
+
+        Args:
+            img_size: (height, width) of the checkpoint's images, None to conclude it from the tensors.
+
+        Returns:
+            What was resampled, as 'name 14x14 -> 32x32'.
+
+        Raises:
+            CheckpointError: When the old size cannot be told.
+        """
+        return []
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B,D,h,w) -> feature maps (B,C_k,H_k,W_k), or with `classifier` one vector (B,C)."""
@@ -203,6 +229,24 @@ def build_tokenizer(cfg: dict, patch_kernel: int | None, **sizes: int) -> nn.Mod
     return MODELS.build({**sizes, **cfg, 'type': kind})  # not its name again, in the scope of mmseg or mmdet
 
 
+def check_init_cfg(init_cfg: dict | list[dict] | None) -> None:
+    """Refuse what is no initialisation, before anything is built."""
+    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        if cfg is None:
+            continue
+        if not isinstance(cfg, dict) or not isinstance(cfg.get('type'), (str, type)):
+            raise ConfigError(f'model.backbone.init_cfg={cfg!r} must be None, or a dict such as '
+                              "dict(type='Pretrained', checkpoint='FILE')")
+        if cfg['type'] != 'Pretrained':
+            continue
+        check_options('model.backbone.init_cfg of type Pretrained', cfg, partial(load_pretrained, None))
+        if not isinstance(cfg.get('checkpoint'), str) or not cfg['checkpoint']:
+            raise ConfigError(f'model.backbone.init_cfg has checkpoint={cfg.get("checkpoint")!r}: name a file, a URL '
+                              'or timm://MODEL, or set init_cfg=None')
+        if cfg.get('img_size') is not None:
+            check_image_size(cfg['img_size'], 1)
+
+
 def find_arch(arch: str | dict, archs: dict[str, dict], stages: int | None = None) -> dict:
     """The sizes that a name stands for, or a dict of sizes with the keys of the table.
 
@@ -235,6 +279,16 @@ def find_arch(arch: str | dict, archs: dict[str, dict], stages: int | None = Non
     return arch
 
 
+def name_arch(archs: dict[str, dict], **sizes) -> str | dict:
+    """The name of the arch with these sizes, or the sizes."""
+    return next((name for name, arch in archs.items() if all(arch[key] == sizes[key] for key in sizes)), sizes)
+
+
+def count_levels(state: dict[str, Tensor], prefix: str) -> int:
+    """How many numbers, from 0, follow a prefix in the names of a state dict."""
+    return 1 + max((int(name[len(prefix):].split('.')[0]) for name in state if name.startswith(prefix)), default=-1)
+
+
 def check_heads(width: int, heads: int) -> None:
     """Refuse a width that does not divide among attention heads."""
     if width % heads:
@@ -252,8 +306,8 @@ def check_image_size(img_size: int | Sequence[int], least: int) -> tuple[int, in
 
 def find_indices(out_indices: int | Sequence[int], count: int, what: str) -> list[int]:
     """Positions from 0 of `out_indices`, which must be there, each once and in rising order."""
-    given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-    found = [i % count for i in given if -count <= i < count]
+    given = list(out_indices) if isinstance(out_indices, (list, tuple)) else [out_indices]
+    found = [i % count for i in given if isinstance(i, int) and -count <= i < count]
     if not found or len(found) < len(given) or found != sorted(set(found)):
         raise ConfigError(f'out_indices={given} must name {what} of a trunk with {count} {what}, each once and in '
                           'rising order')

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..checkpoint.formats import DEIT
 from ..registry import MODELS
 from .base import find_arch
 from .vit import PlainViT
@@ -36,6 +37,8 @@ class DeiT(PlainViT):
     Raises:
         ConfigError: For a value that cannot work.
     """
+
+    public_names, archs, qkv_bias = DEIT, ARCHS, True
 
     def __init__(self, arch: str | dict = 'small', img_size: int | tuple[int, int] = 224, patch_size: int = 16,
                  tokenizer: dict | None = None, token_prop: dict | None = None, out_indices: Sequence[int] = (-1,),

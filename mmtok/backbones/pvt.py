@@ -1,12 +1,14 @@
 """PVT v1 (Wang et al., ICCV 2021) over mmdet's body."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..checkpoint.formats import PVT as NAMES
 from ..errors import ConfigError
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_image_size, find_arch, find_indices
+from .base import Stage, TokenBackbone, check_image_size, count_levels, find_arch, find_indices, name_arch
 
 ARCHS = {
     'small': dict(depths=(3, 4, 6, 3)),
@@ -39,6 +41,8 @@ class PVT(TokenBackbone):
         ConfigError: For a value that cannot work, and without mmdet.
     """
 
+    public_names = NAMES
+
     def __init__(self, arch: str | dict = 'small', img_size: int | tuple[int, int] = 224,
                  tokenizer: dict | None = None, token_prop: dict | None = None,
                  out_indices: Sequence[int] = (0, 1, 2, 3), classifier: bool = False, frozen_stages: int = -1,
@@ -54,6 +58,7 @@ class PVT(TokenBackbone):
         depths = tuple(find_arch(arch, ARCHS, stages=4)['depths'])
         super().__init__(EMBED_DIMS, 4, tokenizer or dict(type='mmtok.PatchTokenizer'), token_prop, mask_padding,
                          init_cfg, frozen_stages)
+        self.classifier = classifier
         self.out_indices = [len(depths) - 1] if classifier else find_indices(out_indices, len(depths), 'stages')
         self.out_channels = tuple(EMBED_DIMS * NUM_HEADS[i] for i in self.out_indices)
         self.trunk = PVTTrunk(classifier, with_cp, pretrain_img_size=img_size, embed_dims=EMBED_DIMS, num_layers=depths,
@@ -67,17 +72,19 @@ class PVT(TokenBackbone):
             stages[-1].tail = [self.trunk.norm]
         return stages
 
-    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' names by mmdet's own conversion; mmdet's are ours but for the patch embedding."""
-        if any(key.startswith('block1.') for key in state):
-            from mmdet.models.backbones.pvt import pvt_convert
-            kept = {'norm.weight', 'norm.bias', 'cls_token'} & state.keys()  # which mmdet leaves out
-            whole = {'layers.3.1.0.pos_embed': state['pos_embed4']} if 'pos_embed4' in state else {}
-            state = {**pvt_convert(state), **{key: state[key] for key in kept}, **whole}
-        return {key.replace('layers.0.0.projection.', 'patch_embed.proj.'): value for key, value in state.items()}
+    @classmethod
+    def options_for(cls, state: dict[str, Tensor]) -> dict | None:
+        positions = state.get('trunk.layers.0.1.0.pos_embed')
+        if positions is None:
+            return None
+        depths = tuple(count_levels(state, f'trunk.layers.{i}.1.') - 1
+                       for i in range(count_levels(state, 'trunk.layers.')))
+        options = dict(arch=name_arch(ARCHS, depths=depths), classifier='trunk.cls_token' in state)
+        side = math.isqrt(positions.shape[1])
+        return {**options, 'img_size': 4 * side} if side**2 == positions.shape[1] else options
 
-    def fit_positions(self, state: dict[str, Tensor]) -> int:
-        return self.trunk.fit_positions(state, 'trunk.')
+    def fit_sizes(self, state: dict[str, Tensor], img_size: Sequence[int] | None) -> list[str]:
+        return self.trunk.fit_positions(state, img_size)
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.trunk(tokens))

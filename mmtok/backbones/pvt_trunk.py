@@ -1,6 +1,6 @@
 """mmdet's PyramidVisionTransformer on tokens, with what the authors' classifier has. Imported only where mmdet is."""
 
-import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ from timm.layers import trunc_normal_
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from ..layers.positions import PositionCache
+from ..layers.positions import PositionCache, source_grid
 from .pyramid import NormedTokens, take_small_maps
 
 
@@ -28,11 +28,10 @@ class Positions(AbsolutePositionEmbedding):
         grid = self.resize_pos_embed(positions, size)
         return torch.cat([positions[:, :1], grid], 1) if self.class_token else grid
 
-    def fit(self, positions: Tensor) -> Tensor:
-        """Positions of a square grid, with or without that of a class token, made those of this module."""
-        side = math.isqrt(positions.shape[1])
-        first, grid = positions[:, :-side**2], positions[:, -side**2:]
-        grid = F.interpolate(grid.transpose(1, 2).unflatten(2, (side, side)), self.pos_shape, mode='bilinear')
+    def fit(self, positions: Tensor, size: tuple[int, int]) -> Tensor:
+        """Positions of a grid, with or without that of a class token, made those of this module."""
+        first, grid = positions.split([positions.shape[1] - size[0] * size[1], size[0] * size[1]], 1)
+        grid = F.interpolate(grid.transpose(1, 2).unflatten(2, size), self.pos_shape, mode='bilinear')
         if not self.class_token:
             first = first[:, :0]
         elif not first.shape[1]:
@@ -89,19 +88,20 @@ class PVTTrunk(PyramidVisionTransformer):
         if self.classifier:
             trunc_normal_(self.cls_token, std=0.02)
 
-    def fit_positions(self, state: dict[str, Tensor], prefix: str) -> int:
-        """Make those of another image size, or with or without a class token, fit; returns how many changed."""
-        changed = 0
+    def fit_positions(self, state: dict[str, Tensor], img_size: Sequence[int] | None) -> list[str]:
+        """Make those of another image size, or with or without a class token, fit; returns what was resampled."""
+        resized = []
         for i, (_, (positions, *_), _) in enumerate(self.layers):
-            key = f'{prefix}layers.{i}.1.0.pos_embed'
-            old = state.get(key)
-            if old is None or old.shape == positions.pos_embed.shape or old.shape[-1] != positions.pos_dim:
+            name, grid = f'trunk.layers.{i}.1.0.pos_embed', positions.pos_shape
+            old, new = state.get(name), positions.pos_embed
+            if old is None or old.shape[-1] != new.shape[-1] or (old.shape == new.shape and img_size is None):
                 continue
-            if old.shape[1] - math.isqrt(old.shape[1])**2 > 1:
-                continue  # no square grid, with or without a class token: reported as a tensor that does not fit
-            state[key] = positions.fit(old)
-            changed += 1
-        return changed
+            with_class = i == self.num_stages - 1 and 'trunk.cls_token' in state
+            before = source_grid(old.shape[1] - with_class, grid, img_size, 4 << i, name)
+            state[name] = positions.fit(old, before)
+            if before != grid:
+                resized.append(f'{name} {before[0]}x{before[1]} -> {grid[0]}x{grid[1]}')
+        return resized
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """Tokens (B,D,h,w) -> maps (B,C_k,H_k,W_k) of `out_indices`, or [(B,C)] with `classifier`."""

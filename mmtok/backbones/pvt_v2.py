@@ -1,13 +1,13 @@
 """PVTv2 (Wang et al., CVMJ 2022) over timm's PyramidVisionTransformerV2."""
 
-import re
 from collections.abc import Sequence
 
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
+from ..checkpoint.formats import PVT_V2
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices
+from .base import Stage, TokenBackbone, check_heads, count_levels, find_arch, find_indices, name_arch
 from .pyramid import NormedTokens, take_small_maps
 
 ARCHS = {
@@ -42,6 +42,8 @@ class PVTv2(TokenBackbone):
         ConfigError: For a value that cannot work.
     """
 
+    public_names = PVT_V2
+
     def __init__(self, arch: str | dict = 'b2', tokenizer: dict | None = None, token_prop: dict | None = None,
                  out_indices: Sequence[int] = (0, 1, 2, 3), classifier: bool = False, frozen_stages: int = -1,
                  drop_path_rate: float = 0.1, with_cp: bool = False, mask_padding: bool = True,
@@ -67,18 +69,16 @@ class PVTv2(TokenBackbone):
         return [Stage([stage.downsample if i else self.trunk.patch_embed], list(stage.blocks), [stage.norm])
                 for i, stage in enumerate(self.trunk.stages)]
 
-    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors number stages from 1 and keep patch embeddings and norms outside of them; timm does not."""
-        def own(key: str) -> str:
-            key = key.replace('.dwconv.dwconv.', '.dwconv.')
-            part = re.match(r'(patch_embed|block|norm)(\d)\.(.*)', key)
-            if part is None:
-                return key
-            kind, stage, rest = part[1], int(part[2]) - 1, part[3]
-            if kind == 'patch_embed' and stage == 0:
-                return f'patch_embed.{rest}'
-            return f'stages.{stage}.{dict(patch_embed="downsample", block="blocks", norm="norm")[kind]}.{rest}'
-        return {own(key): value for key, value in state.items()}
+    @classmethod
+    def options_for(cls, state: dict[str, Tensor]) -> dict | None:
+        stages = [f'trunk.stages.{i}' for i in range(count_levels(state, 'trunk.stages.'))]
+        widths = [len(state.get(f'{stage}.norm.weight', ())) for stage in stages]
+        hidden = [len(state.get(f'{stage}.blocks.0.mlp.fc1.weight', ())) for stage in stages]
+        if not stages or not all(widths + hidden):
+            return None
+        return dict(arch=name_arch(
+            ARCHS, embed_dims=tuple(widths), depths=tuple(count_levels(state, f'{stage}.blocks.') for stage in stages),
+            mlp_ratios=tuple(wide // width for wide, width in zip(hidden, widths, strict=True))))
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         x, outs = self.trunk.patch_embed(tokens), []

@@ -1,24 +1,26 @@
 """Swin (Liu et al., ICCV 2021) over timm's blocks, with the two window rules that exist in the field."""
 
-import re
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
+from timm.layers import resize_rel_pos_bias_table, to_2tuple
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
-from ..errors import check_choice
+from ..checkpoint.formats import SWIN
+from ..errors import check_choice, check_positive_int
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices
+from .base import Stage, TokenBackbone, check_heads, count_levels, find_arch, find_indices, name_arch
 from .pyramid import NormedTokens
 
 ARCHS = {
     'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
     'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
 }
+TABLE = 'attn.relative_position_bias_table'
 WINDOW_RULES = ('dense', 'classification')
 
 
@@ -101,6 +103,8 @@ class Swin(TokenBackbone):
         ConfigError: For a value that cannot work.
     """
 
+    public_names = SWIN
+
     def __init__(self, arch: str | dict = 'tiny', window_size: int = 7, window_rule: str = 'dense',
                  patch_size: int = 4, tokenizer: dict | None = None, token_prop: dict | None = None,
                  out_indices: Sequence[int] = (0, 1, 2, 3), classifier: bool = False, frozen_stages: int = -1,
@@ -108,6 +112,7 @@ class Swin(TokenBackbone):
                  init_cfg: dict | None = None):
         arch = find_arch(arch, ARCHS)
         check_choice('window_rule', window_rule, WINDOW_RULES)
+        check_positive_int('window_size', window_size)
         width, depths, heads = arch['embed_dims'], tuple(arch['depths']), tuple(arch['num_heads'])
         for i, number in enumerate(heads):
             check_heads(width << i, number)
@@ -138,15 +143,32 @@ class Swin(TokenBackbone):
         return [Stage([layer.downsample if i else self.trunk.patch_embed], list(layer.blocks),
                       [self.norms[str(i)]] if i in self.out_indices else []) for i, layer in enumerate(layers)]
 
-    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors merge patches at the end of a stage, timm at the start of the next; the last norm is ours."""
-        buffers = ('relative_position_index', 'attn_mask')
-        state = {key: value for key, value in state.items() if not key.endswith(buffers)}
-        if any(key.startswith('layers.0.downsample.') for key in state):
-            state = {re.sub(r'^layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) + 1}.downsample', key): value
-                     for key, value in state.items()}
-        last = len(self.trunk.layers) - 1
-        return {re.sub(r'^norm\.', f'norms.{last}.', key): value for key, value in state.items()}
+    @classmethod
+    def options_for(cls, state: dict[str, Tensor]) -> dict | None:
+        tables = [state.get(f'trunk.layers.{i}.blocks.0.{TABLE}') for i in range(count_levels(state, 'trunk.layers.'))]
+        width = state.get('trunk.layers.0.blocks.0.norm1.weight')
+        if not tables or width is None or any(table is None for table in tables):
+            return None
+        depths = tuple(count_levels(state, f'trunk.layers.{i}.blocks.') for i in range(len(tables)))
+        return dict(arch=name_arch(ARCHS, embed_dims=len(width), depths=depths,
+                                   num_heads=tuple(table.shape[1] for table in tables)),
+                    window_size=(math.isqrt(len(tables[0])) + 1) // 2)
+
+    def fit_sizes(self, state: dict[str, Tensor], img_size: Sequence[int] | None) -> list[str]:
+        """Bias tables of another window size, resampled as timm does."""
+        resized = []
+        for i, stage in enumerate(self.trunk.layers):
+            for j, block in enumerate(stage.blocks):
+                name, new = f'trunk.layers.{i}.blocks.{j}.{TABLE}', block.attn.relative_position_bias_table
+                old = state.get(name)
+                if old is None or old.shape == new.shape or old.shape[1:] != new.shape[1:]:
+                    continue
+                before, after = ((math.isqrt(len(table)) + 1) // 2 for table in (old, new))
+                if (2 * before - 1)**2 != len(old):
+                    continue  # no square window: reported as a tensor that does not fit
+                state[name] = resize_rel_pos_bias_table(old, block.window_size, new.shape)
+                resized.append(f'{name} {before}x{before} -> {after}x{after}')
+        return resized
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         x = self.trunk.patch_embed(tokens)

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from ..checkpoint.formats import T2T
 from ..registry import MODELS
+from ..tokenizers import T2TTokenizer
 from .base import find_arch
 from .vit import PlainTrunk, PlainViT
 
@@ -49,6 +52,8 @@ class T2TViT(PlainViT):
         ConfigError: For a value that cannot work.
     """
 
+    public_names, archs, qkv_bias = T2T, ARCHS, False
+
     def __init__(self, arch: str | dict = '14', img_size: int | tuple[int, int] = 224, tokenizer: dict | None = None,
                  token_prop: dict | None = None, out_indices: Sequence[int] = (-1,), final_norm: bool = False,
                  classifier: bool = False, frozen_stages: int = -1, drop_path_rate: float = 0.0,
@@ -57,7 +62,7 @@ class T2TViT(PlainViT):
                          token_prop, out_indices, final_norm, classifier, frozen_stages, drop_path_rate, with_cp,
                          mask_padding, init_cfg, antialias=False, trunk=SinusoidTrunk, mlp_ratio=3.0, qkv_bias=False,
                          norm_layer=partial(nn.LayerNorm, eps=1e-5))
-
-    def rename_public(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' tokenizer, `tokens_to_token`, is ours."""
-        return {key.replace('tokens_to_token.', 'tokenizer.'): value for key, value in state.items()}
+        if not isinstance(self.tokenizer, T2TTokenizer):
+            MMLogger.get_current_instance().warning(
+                f'{type(self.tokenizer).__name__} takes the place of the tokens-to-token module that T2T-ViT has its '
+                "name from; tokenizer=dict(type='mmtok.T2TTokenizer', moto=dict()) keeps it and puts MoTo inside")

@@ -9,8 +9,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..layers.positions import PositionCache
-from .base import Stage, TokenBackbone, check_heads, check_image_size, find_indices
+from ..layers.positions import PositionCache, source_grid
+from .base import Stage, TokenBackbone, check_heads, check_image_size, count_levels, find_indices, name_arch
 
 
 class TokenInput(nn.Module):
@@ -53,6 +53,16 @@ class PlainTrunk(VisionTransformer):
         return self.pos_drop(x + positions)
 
 
+def patch_size_of(state: dict[str, Tensor]) -> int:
+    """Stride of the tokens in a checkpoint under our names, 16 where no tensor shows it."""
+    for name in ('tokenizer.proj.weight', 'tokenizer.patch.proj.weight'):
+        if name in state:
+            return state[name].shape[-1]
+    if 'tokenizer.stem.proj.weight' in state:  # behind a convolution whose kernel is by 1 wider than its stride
+        return state['tokenizer.stem.proj.weight'].shape[-1] * (state['tokenizer.stem.conv.weight'].shape[-1] - 1)
+    return 16
+
+
 def resample_positions(positions: Tensor, size: tuple[int, int], old_size: tuple[int, int], antialias: bool) -> Tensor:
     """Positions (1,1+HW,D) with that of the class token first -> (1,1+hw,D)."""
     return resample_abs_pos_embed(positions, new_size=size, old_size=old_size, antialias=antialias)
@@ -85,16 +95,30 @@ class PlainViT(TokenBackbone):
         stages[-1].tail = [self.trunk.norm]
         return stages
 
-    def fit_positions(self, state: dict[str, Tensor]) -> int:
-        old, new = state.get('trunk.pos_embed'), self.trunk.pos_embed
-        if old is None or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
-            return 0
-        side = math.isqrt(old.shape[1] - 1)
-        if side**2 != old.shape[1] - 1:
-            return 0  # no square grid: reported as a tensor that does not fit
-        state['trunk.pos_embed'] = resample_positions(old, self.trunk.patch_embed.grid_size, (side, side),
-                                                      self.trunk.antialias)
-        return 1
+    @classmethod
+    def options_for(cls, state: dict[str, Tensor]) -> dict | None:
+        cls_token, biased = state.get('trunk.cls_token'), 'trunk.blocks.0.attn.qkv.bias' in state
+        if cls_token is None or biased != cls.qkv_bias or 'trunk.blocks.0.attn.qkv.weight' not in state:
+            return None
+        width = cls_token.shape[-1]
+        options = dict(arch=name_arch(cls.archs, embed_dims=width, depth=count_levels(state, 'trunk.blocks.'),
+                                      num_heads=max(1, width // 64)))
+        patch = patch_size_of(state)
+        if patch != 16:
+            options['patch_size'] = patch
+        side = math.isqrt(state['trunk.pos_embed'].shape[1] - 1) if 'trunk.pos_embed' in state else 0
+        if side and side**2 + 1 == state['trunk.pos_embed'].shape[1]:
+            options['img_size'] = side * patch
+        return options
+
+    def fit_sizes(self, state: dict[str, Tensor], img_size: Sequence[int] | None) -> list[str]:
+        name, grid = 'trunk.pos_embed', self.trunk.patch_embed.grid_size
+        old, new = state.get(name), self.trunk.pos_embed
+        if old is None or old.shape[::2] != new.shape[::2] or (old.shape == new.shape and img_size is None):
+            return []
+        before = source_grid(old.shape[1] - 1, grid, img_size, self.patch_size, name)
+        state[name] = resample_positions(old, grid, before, self.trunk.antialias)
+        return [f'{name} {before[0]}x{before[1]} -> {grid[0]}x{grid[1]}'] if before != grid else []
 
     def forward_trunk(self, tokens: Tensor) -> tuple[Tensor, ...]:
         if self.classifier:

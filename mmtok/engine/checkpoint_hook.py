@@ -15,36 +15,11 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
+from ..checkpoint.writing import TEMPORARY, write_whole
 from ..errors import StorageError
 from ..registry import HOOKS
 
-TEMPORARY = '.unfinished'  # behind the name of a file that is being written
 RNG_KEY = 'mmtok_rng'
-
-
-def write_whole(path: str, data: bytes) -> None:
-    """Write a file that is there whole or not at all: temporary name, flush to the disk, rename.
-
-    Raises:
-        OSError: Nothing is left of the temporary file; what stood at `path` before still does.
-    """
-    temporary = f'{path}{TEMPORARY}'
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-    with contextlib.suppress(OSError):  # the rename itself, which a power cut could lose; not every file system can
-        folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 @register_backend('mmtok_whole')

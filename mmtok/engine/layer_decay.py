@@ -29,6 +29,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not is_number(self.rate) or not 0 < self.rate <= 1:
             raise ConfigError(f'optim_wrapper.paramwise_cfg.layer_decay_rate={self.rate!r} must be a number above 0 '
                               f'and at most 1; paramwise_cfg has {", ".join(self.paramwise_cfg) or "no keys"}')
+        ours = [key for key in ('num_layers', 'decay_rate', 'decay_type') if key in self.paramwise_cfg]
+        if ours:
+            raise ConfigError(f'optim_wrapper.paramwise_cfg has {", ".join(ours)} of mmseg\'s constructor: remove it; '
+                              'layer_decay_rate is the rate here, and the layers are counted')
         if self.base_lr is None:
             raise ConfigError('layer_decay_rate scales the learning rate: give optim_wrapper.optimizer an lr')
 

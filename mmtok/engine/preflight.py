@@ -10,6 +10,8 @@ from torch import nn
 from ..backbones.base import TokenBackbone
 from ..errors import ConfigError, DataError, is_number
 
+DENSE_HEADS = ('decode_head', 'bbox_head', 'rpn_head', 'roi_head')
+
 
 def check_data(cfg: dict, *loaders: str) -> None:
     """Every data_root below these dataloaders is a folder; what a remote file backend maps is not looked at."""
@@ -37,7 +39,7 @@ def check_model(model: nn.Module, cfg: dict) -> None:
     """The backbones of mmtok in an unwrapped model fit the image size, the neck and head, and the preprocessor."""
     for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
         check_image_size(cfg, backbone.patch_size)
-        check_channels(backbone, cfg.get('model') or {})
+        check_outputs(backbone, cfg.get('model') or {})
         check_padding(backbone, getattr(model, 'data_preprocessor', None))
 
 
@@ -54,22 +56,36 @@ def check_image_size(cfg: dict, patch_size: int) -> None:
                               'use a larger crop or a smaller patch_size')
 
 
-def check_channels(backbone: TokenBackbone, model_cfg: dict) -> None:
-    """What takes the backbone's outputs, a neck or a head, expects as many maps and channels as there are."""
-    takers = [('neck', model_cfg.get('neck'))]
-    if not model_cfg.get('neck'):
-        heads = model_cfg.get('decode_head')
-        takers = [('decode_head', head) for head in (heads if isinstance(heads, (list, tuple)) else [heads])]
+def check_outputs(backbone: TokenBackbone, model_cfg: dict) -> None:
+    """What takes the backbone's outputs, a neck or heads, expects as many maps and channels as there are."""
+    name = type(backbone).__name__
+    if backbone.classifier and any(head in model_cfg for head in DENSE_HEADS):
+        raise ConfigError(f'model.backbone {name} has classifier=True and gives a vector, but this model takes maps: '
+                          'remove classifier')
+    if model_cfg.get('neck'):
+        takers = [('neck', model_cfg['neck'])]
+    else:
+        takers = [(key, head) for key in ('decode_head', 'auxiliary_head') for head in as_list(model_cfg.get(key))]
     given = list(backbone.out_channels)
-    for name, taker in takers:
+    for key, taker in takers:
         wanted = taker.get('in_channels') if isinstance(taker, dict) else None
-        if isinstance(wanted, (list, tuple)):
-            used = given
-            if name == 'decode_head' and isinstance(taker.get('in_index'), (list, tuple)):
-                used = [given[i] for i in taker['in_index'] if -len(given) <= i < len(given)]
-            if list(wanted) != used:
-                raise ConfigError(f'model.{name}.in_channels={list(wanted)}, but {type(backbone).__name__} gives it '
-                                  f'maps of {used} channels: make them equal')
+        if wanted is None:
+            continue
+        index = taker.get('in_index', -1 if isinstance(wanted, int) else list(range(len(given))))
+        index = list(range(len(given))) if key == 'neck' else as_list(index)
+        beyond = [i for i in index if not -len(given) <= i < len(given)]
+        if beyond:
+            raise ConfigError(f'model.{key}.in_index={taker["in_index"]} counts on more maps than the {len(given)} of '
+                              f'{name}: name more blocks or stages in model.backbone.out_indices')
+        if as_list(wanted) != [given[i] for i in index]:
+            raise ConfigError(f'model.{key}.in_channels={wanted}, but {name} gives it maps of '
+                              f'{[given[i] for i in index]} channels: make them equal')
+
+
+def as_list(value) -> list:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None) -> None:
@@ -119,8 +135,7 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
     """Every head of a segmentor has an output for every class of the data set."""
     count, model = len(metainfo.get('classes') or ()), cfg.get('model') or {}
     for name in ('decode_head', 'auxiliary_head'):
-        heads = model.get(name) or []
-        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+        for head in as_list(model.get(name)):
             known = head.get('num_classes')
             if isinstance(known, int) and known < count:
                 raise ConfigError(f'model.{name}.num_classes={known}, but the training data have {count} classes: '

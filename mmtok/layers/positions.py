@@ -1,9 +1,12 @@
 """Position embeddings at other sizes than the trained one: resampled, and in eval mode not again for each image."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from ..errors import CheckpointError
 
 SIZES_KEPT = 8  # as many as a test with several scales and flips sees
 
@@ -45,3 +48,27 @@ class PositionCache:
                 del self.kept[next(iter(self.kept))]
             self.kept[size] = self.resample(positions, size)
         return self.kept[size]
+
+
+def source_grid(count: int, target: tuple[int, int], img_size: Sequence[int] | None, stride: int,
+                name: str) -> tuple[int, int]:
+    """(height, width) of the grid that `count` positions of a checkpoint belong to.
+
+    It is what an image size makes of it; without one the square, or what has the proportions of our own grid.
+
+    Raises:
+        CheckpointError: When the image size makes another number, or nothing makes this one.
+    """
+    if img_size is not None:
+        grid = tuple(-(-side // stride) for side in img_size)
+        if grid[0] * grid[1] != count:
+            raise CheckpointError(f'{name} of the checkpoint has {count} positions, but img_size={tuple(img_size)} '
+                                  f'makes {grid[0]}x{grid[1]} at stride {stride}')
+        return grid
+    height = math.isqrt(count)
+    if height**2 != count:
+        height = math.isqrt(count * target[0] // target[1])
+        if height * height * target[1] != count * target[0] or count % max(height, 1):
+            raise CheckpointError(f'{name} of the checkpoint has {count} positions, which make no square: say from '
+                                  'which image size they are, with init_cfg=dict(..., img_size=(HEIGHT, WIDTH))')
+    return height, count // height

@@ -1,0 +1,118 @@
+"""Checkpoints looked into, renamed for another package, and made small enough to give away."""
+
+import hashlib
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..version import __version__
+from .formats import BUFFERS, to_public_names
+from .identify import identify
+from .loading import compare, name_as_ours, short, unwrap
+from .reading import read_checkpoint
+from .writing import check_target, checkpoint_bytes, write_new
+
+KEPT = ('epoch', 'iter', 'seed', 'dataset_meta', 'cfg', 'mmengine_version', 'mmtok_version', 'trunk', 'options')
+
+
+def inspect(location: str, weights_only: bool = True) -> str:
+    """What a checkpoint is, and what of it would load where; a line for each fact."""
+    content = read_checkpoint(location, weights_only)
+    state, wrapper = unwrap(content)
+    lines = [('file', f'{location}: {len(state)} tensors, {sum(t.numel() for t in state.values()) / 1e6:.1f} M numbers'
+              + (f" in {wrapper!r}" if wrapper else ''))]
+    beside = [f'{key}={value}' if isinstance(value, (int, float, str)) and len(str(value)) < 40 else str(key)
+              for key, value in content.items() if wrapper and key != wrapper and not (key == 'meta' and not value)]
+    if beside:
+        lines.append(('beside them', short(beside)))
+    found = identify(state)
+    if found is None:
+        lines.append(('trunk', f'none that mmtok has; tensors are called {short(state)}'))
+        return layout(lines)
+    backbone = found.kind(**found.arguments())
+    named = name_as_ours(state, backbone)
+    match = compare(backbone, named)
+    lines += [('trunk', found.call()), ('names of', named.format + (f', below {named.prefix!r}'
+                                                                          if named.prefix else '')),
+              ('loads', f'{len(match.loaded)} of {len(match.trunk)} trunk tensors, and '
+               f'{len(match.fitting) - len(match.loaded)} others')]
+    for what, names in (('missing', match.missing), ('other shape', match.misshapen), ('starts fresh', match.fresh),
+                        ('not used', match.unused)):
+        if names:
+            lines.append((what, short(names)))
+    if any(name in match.fitting for name in ('tokenizer.proj.weight', 'tokenizer.patch.proj.weight')):
+        lines.append(('patches', "also load into mmtok.MoToTokenizer with placement='token' or 'branch', which starts "
+                      'exactly as the plain model'))
+    lines.append(('converts to', ', '.join(['mmtok', *found.kind.public_names])))
+    return layout(lines)
+
+
+def layout(lines: list[tuple[str, str]]) -> str:
+    width = max(len(what) for what, _ in lines) + 2
+    return '\n'.join(f'{what:{width}}{text}' for what, text in lines)
+
+
+def convert(location: str, target: Path, to: str, weights_only: bool = True) -> str:
+    """Write the backbone of a checkpoint under the names of another package; returns what was done, in a sentence.
+
+    Raises:
+        CheckpointError: For an unknown trunk or format, and for a tokenizer that the other package does not have.
+        StorageError: When the file cannot be written or is there.
+    """
+    check_target(target)
+    content = read_checkpoint(location, weights_only)
+    found = identify(unwrap(content)[0])
+    if found is None:
+        raise CheckpointError(f'checkpoint {location!r} holds no trunk that mmtok has: see inspect')
+    known = ['mmtok', *found.kind.public_names]
+    if to not in known:
+        raise CheckpointError(f'--to {to} is no format for a {found.kind.__name__}; choose from {", ".join(known)}')
+    state, left = found.named.state, []
+    if to != 'mmtok':
+        state, left = to_public_names(state, found.kind.public_names[to])
+        foreign = [name for name in left if name.startswith('tokenizer.')]
+        if foreign:
+            raise CheckpointError(f'checkpoint {location!r} has a tokenizer that {to} does not have '
+                                  f'({short(foreign)}): it converts to mmtok alone')
+    left += [name for name in found.named.unknown if not name.endswith(BUFFERS)]
+    meta = {'mmtok_version': __version__, 'trunk': found.kind.__name__, 'options': found.arguments()}
+    wrapper = {'timm': '', 'authors': 'model', 'authors-detection': 'model'}.get(to, 'state_dict')
+    write_new(target, checkpoint_bytes(state, meta, target.suffix, wrapper))
+    return (f'wrote {target}: {found.call()}, {len(state)} tensors with names of {to}, which were those of '
+            f'{found.named.format}' + (f'; left out: {short(left)}' if left else ''))
+
+
+def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Path, str]:
+    """Write a checkpoint without what only training needs: optimizer, schedules, logs, averages, TokenProp's decoder.
+
+    Neck and heads stay. mmengine's EMAHook has put the averages in the place of the weights when it saved.
+
+    Returns:
+        Where it was written, with the first 8 digits of the file's SHA-256 in its name, as torch.hub and OpenMMLab's
+        packages check it; and what was done, in a sentence.
+
+    Raises:
+        CheckpointError: When the file cannot be read.
+        StorageError: When the file cannot be written or is there.
+    """
+    check_target(target)
+    content = read_checkpoint(location, weights_only)
+    state, wrapper = unwrap(content)
+    found = identify(state)
+    kept = {name: tensor for name, tensor in state.items() if not is_decoder(name)}
+    old = content.get('meta') if isinstance(content.get('meta'), dict) and wrapper else {}
+    meta = {key: value for key, value in old.items() if key in KEPT}
+    meta.update(mmtok_version=__version__, source=Path(location).name)
+    if found is not None:
+        meta.update(trunk=found.kind.__name__, options=found.arguments())
+    data = checkpoint_bytes(kept, meta, target.suffix)
+    path = target.with_name(f'{target.stem}-{hashlib.sha256(data).hexdigest()[:8]}{target.suffix}')
+    write_new(path, data)
+    gone = [f'{len(state) - len(kept)} tensors of the decoder'] if len(kept) < len(state) else []
+    gone += [key for key in content if wrapper and key not in (wrapper, 'meta')]
+    return path, (f'wrote {path}: {len(kept)} tensors, {len(data) / 2**20:.1f} MiB'
+                  + (f'; stripped: {short(gone)}' if gone else ''))
+
+
+def is_decoder(name: str) -> bool:
+    """Whether a tensor is TokenProp's, wherever the backbone is in the model."""
+    return 'token_prop' in name.split('.')

@@ -1,0 +1,92 @@
+"""Which trunk a state dict is of, and of which size, told from its tensors alone."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .formats import OWN, names_of, to_own_names
+from .loading import PREFIXES, Named
+
+
+@dataclass
+class Identity:
+    """What a checkpoint holds.
+
+    Attributes:
+        kind: The backbone of mmtok that is the same trunk.
+        options: Its constructor arguments.
+        named: The checkpoint's tensors under our names.
+    """
+
+    kind: type
+    options: dict
+    named: Named
+
+    def __str__(self) -> str:
+        return f'{self.call()} with names of {self.named.format}'
+
+    def arguments(self) -> dict:
+        """Those of the backbone with the same tensors, its tokenizer among them."""
+        tokenizer = tokenizer_of(self.named.state)
+        return self.options if tokenizer is None else {**self.options, 'tokenizer': tokenizer}
+
+    def call(self) -> str:
+        """The backbone as one would write it."""
+        arguments = ', '.join(f'{key}={value!r}' for key, value in self.arguments().items())
+        return f'mmtok.{self.kind.__name__}({arguments})'
+
+
+def identify(state: dict[str, Tensor]) -> Identity | None:
+    """The trunk under whose names, whoever gave them, most of a state dict's tensors are known; None for no trunk."""
+    from ..backbones import PVT, DeiT, PVTv2, Swin, T2TViT
+    best, most = None, 0
+    for prefix in PREFIXES:
+        below = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+        if not below:
+            continue
+        for kind in (DeiT, T2TViT, Swin, PVT, PVTv2):
+            for table in dict.fromkeys((OWN, *kind.public_names.values())):
+                known, unknown = to_own_names(below, table)
+                if len(known) <= most:
+                    continue
+                options = kind.options_for(known)
+                if options is not None:
+                    outside = [key for key in state if not key.startswith(prefix)]
+                    named = Named(known, names_of(table, kind.public_names) or 'mmtok',
+                                  [prefix + key for key in unknown] + outside, prefix)
+                    best, most = Identity(kind, options, named), len(known)
+    return best
+
+
+def tokenizer_of(state: dict[str, Tensor]) -> dict | None:
+    """Config of the tokenizer whose tensors a checkpoint holds; None for the plain one of its trunk.
+
+    What has no tensors (tau, partition, statistics) cannot be seen, and a stem's stride is taken to be even.
+    """
+    if 'tokenizer.attention1.proj.weight' in state:
+        return t2t_of(state)
+    stem, token = 'tokenizer.stem.conv.weight' in state, 'tokenizer.moto.beta' in state
+    if not stem and not token:
+        return None
+    patched = 'tokenizer.patch.proj.weight' in state
+    gate = dict(gate=0.0 if 'tokenizer.moto_gate' in state else None)
+    layer = 'tokenizer.moto' if token else 'tokenizer.stem.moto'
+    options = dict(type='mmtok.MoToTokenizer', placement='token' if token else 'branch' if patched else 'stem',
+                   **moto_of(state, layer), **gate)
+    if stem:
+        channels, kernel = state['tokenizer.stem.conv.weight'].shape[::3]
+        options.update(stem_channels=channels, stem_stride=kernel - 1)
+    return options
+
+
+def moto_of(state: dict[str, Tensor], layer: str) -> dict:
+    return dict(num_entities=len(state[f'{layer}.beta']), layout_kernel=state[f'{layer}.filters.weight'].shape[-1])
+
+
+def t2t_of(state: dict[str, Tensor]) -> dict:
+    options = dict(type='mmtok.T2TTokenizer', token_dims=len(state['tokenizer.attention1.proj.weight']),
+                   attention='performer' if 'tokenizer.attention1.w' in state else 'transformer')
+    if 'tokenizer.moto.0.layer.beta' in state:
+        gate = dict(gate=0.0 if 'tokenizer.moto.0.gate' in state else None)
+        options['moto'] = dict(**moto_of(state, 'tokenizer.moto.0.layer'), **gate)
+    return options

@@ -1,0 +1,215 @@
+"""What is behind `init_cfg` of a backbone: a public checkpoint's tensors -> those of tokenizer and trunk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .formats import OWN, names_of, to_own_names
+from .reading import read_checkpoint
+
+ENOUGH = 0.9  # share of the trunk's tensors that a checkpoint must hold
+WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
+PREFIXES = tuple(outer + inner for inner in ('', 'backbone.') for outer in ('', 'module.', 'model.', '_orig_mod.'))
+SHOWN = 6  # names in a sentence
+
+
+@dataclass
+class Named:
+    """Tensors of a checkpoint under our names.
+
+    Attributes:
+        format: Who names tensors as the checkpoint does.
+        unknown: Its names that are none of that format's.
+        prefix: What stood before the names.
+    """
+
+    state: dict[str, Tensor]
+    format: str = ''
+    unknown: list[str] = field(default_factory=list)
+    prefix: str = ''
+
+
+@dataclass
+class Match:
+    """A checkpoint beside a backbone.
+
+    Attributes:
+        fitting: Tensors to load.
+        trunk: Names of the trunk's tensors, all of them.
+        resized: What was resampled, a phrase for each.
+        misshapen: Names of tensors with another shape than ours.
+        fresh: Names of our tensors outside of the trunk that the checkpoint does not have.
+        unused: Names of the checkpoint's that nothing here takes.
+    """
+
+    fitting: dict[str, Tensor]
+    trunk: list[str]
+    resized: list[str]
+    misshapen: list[str]
+    fresh: list[str]
+    unused: list[str]
+
+    @property
+    def loaded(self) -> list[str]:
+        return [name for name in self.trunk if name in self.fitting]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the trunk's tensors that stay as initialised."""
+        return [name for name in self.trunk if name not in self.fitting]
+
+
+def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None, strict: bool = True,
+                    weights_only: bool = True, img_size: tuple[int, int] | None = None,
+                    map_location: str = 'cpu') -> None:
+    """Load a checkpoint into a backbone and log what was found.
+
+    A plain patch embedding goes to the tokenizer that has one (`plain_patch`); others keep their own start.
+
+    Args:
+        checkpoint: Path, URL or timm://name, see `read_checkpoint`.
+        prefix: Take only the names below this one, as mmengine's Pretrained does.
+        strict: Refuse a checkpoint with less than 90 % of the trunk.
+        weights_only: See `read_checkpoint`.
+        img_size: (height, width) in pixels of the images that the checkpoint was trained on, needed where its position
+            embedding belongs to a grid that is neither square nor of our own shape.
+        map_location: As mmengine's Pretrained has it; what is loaded goes where the backbone is.
+
+    Raises:
+        CheckpointError: When the file cannot be read or does not fit; nothing is loaded then.
+    """
+    try:
+        state = unwrap(read_checkpoint(checkpoint, weights_only))[0]
+        named = name_as_ours(state, backbone, prefix)
+        match = compare(backbone, named, img_size)
+        if strict and len(match.loaded) < ENOUGH * len(match.trunk):
+            raise CheckpointError(f'checkpoint {checkpoint!r} {describe_misfit(backbone, match, state)}; strict=False '
+                                  'loads what fits')
+    except CheckpointError as error:
+        raise CheckpointError(f'{error} (model.backbone.init_cfg; with None there, training starts from '
+                              'scratch)') from error
+    backbone.load_state_dict(match.fitting, strict=False)
+    report(backbone, checkpoint, named, match)
+
+
+def unwrap(content: dict) -> tuple[dict[str, Tensor], str]:
+    """The state dict inside a checkpoint, and under which name it was.
+
+    Raises:
+        CheckpointError: When there are no tensors.
+    """
+    wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), '')
+    inside = content[wrapper] if wrapper else content
+    state = {key: value for key, value in inside.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(f'the checkpoint holds no tensors, only {short(map(str, inside)) or "nothing"}')
+    return state, wrapper
+
+
+def name_as_ours(state: dict[str, Tensor], backbone: nn.Module, prefix: str | None = None) -> Named:
+    """Find out who names tensors as a checkpoint does, by which names meet most of the backbone's own."""
+    target = backbone.state_dict().keys()
+    outer = f'{prefix.rstrip(".")}.' if prefix else ''
+    best, most = Named({}, unknown=list(state)), 0
+    for start in (outer + inner for inner in PREFIXES):
+        below = {key[len(start):]: value for key, value in state.items() if key.startswith(start)}
+        for table in dict.fromkeys((OWN, *backbone.public_names.values())):
+            known, unknown = to_own_names(below, table)
+            count = sum(place_of_patch(name, backbone) in target for name in known)
+            if count > most:
+                whose = names_of(table, backbone.public_names) or 'mmtok'
+                outside = [key for key in state if not key.startswith(start)]
+                best, most = Named(known, whose, [start + key for key in unknown] + outside, start), count
+    best.state = place_patch(best, backbone)
+    return best
+
+
+def plain_patch(backbone: nn.Module) -> str | None:
+    """Below which name the tokenizer has a plain patch embedding, None where there is none to load."""
+    return getattr(backbone.tokenizer, 'plain_patch', None)
+
+
+def place_of_patch(name: str, backbone: nn.Module) -> str:
+    """Where a tensor of a plain patch embedding goes in this tokenizer."""
+    for old in ('tokenizer.proj.', 'tokenizer.patch.proj.'):
+        if name.startswith(old) and (plain := plain_patch(backbone)) is not None:
+            return f'tokenizer.{plain}proj.{name[len(old):]}'
+    return name
+
+
+def place_patch(named: Named, backbone: nn.Module) -> dict[str, Tensor]:
+    """A plain patch embedding where the tokenizer has one; a public one nowhere else.
+
+    mmseg's has no bias, which is a bias of 0.
+    """
+    state = {place_of_patch(name, backbone): tensor for name, tensor in named.state.items()}
+    plain = plain_patch(backbone)
+    if plain is None and named.format != 'mmtok':
+        state = {name: tensor for name, tensor in state.items() if not name.startswith('tokenizer.proj.')}
+    weight = state.get(f'tokenizer.{plain}proj.weight')
+    if weight is not None:
+        state.setdefault(f'tokenizer.{plain}proj.bias', weight.new_zeros(len(weight)))
+    return state
+
+
+def compare(backbone: nn.Module, named: Named, img_size: Sequence[int] | None = None) -> Match:
+    """Which tensors go where."""
+    if any('dist_token' in name for name in named.unknown):
+        raise CheckpointError('the checkpoint is a distilled DeiT, which has a second class token: take the file '
+                              'without "distilled" in its name')
+    target, state = backbone.state_dict(), dict(named.state)
+    resized = backbone.fit_sizes(state, img_size)
+    fitting = {name: tensor for name, tensor in state.items() if name in target and tensor.shape == target[name].shape}
+    trunk = [name for name in target if name.startswith('trunk.')]
+    return Match(
+        fitting, trunk, resized,
+        misshapen=[f'{name} {shape(state[name])} for {shape(target[name])}' for name in state
+                   if name in target and name not in fitting],
+        fresh=[name for name in target if name not in fitting and not name.startswith(('trunk.', 'token_prop.'))],
+        unused=[name for name in state if name not in target and not name.startswith('token_prop.')] + named.unknown)
+
+
+def shape(tensor: Tensor) -> str:
+    return 'x'.join(map(str, tensor.shape))
+
+
+def short(names) -> str:
+    """The first names of many."""
+    names = list(names)
+    return ', '.join(names[:SHOWN]) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
+
+
+def describe_misfit(backbone: nn.Module, match: Match, state: dict[str, Tensor]) -> str:
+    """Why a checkpoint is none for this backbone."""
+    from .identify import identify
+    other = identify(state)
+    if other is not None:
+        reason = f'it holds {other}'
+    elif match.misshapen:
+        reason = f'another shape has {match.misshapen[0]}'
+    else:
+        reason = f'its tensors are called {short(state)}'
+    return (f'fits only {len(match.loaded)} of the {len(match.trunk)} tensors of this {type(backbone).__name__} '
+            f'trunk: {reason}')
+
+
+def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> None:
+    """Say what was loaded, and warn of what a user would not expect."""
+    logger = MMLogger.get_current_instance()
+    counts = [('resized', match.resized), ('missing', match.missing), ('unexpected', match.unused)]
+    text = ', '.join(f'{len(names)} {what}' + (f' ({short(names)})' if names else '') for what, names in counts)
+    logger.info(f'Loaded {checkpoint} (names of {named.format}): {len(match.loaded)} of {len(match.trunk)} trunk '
+                f'tensors, {text}; as initialised beside the trunk: {short(match.fresh) or "none"}')
+    if match.missing:
+        logger.warning(f'{len(match.missing)} tensors of the trunk start at random, since {checkpoint} has them not or '
+                       f'in another shape: {short(match.missing)}')
+    plain = plain_patch(backbone)
+    new = [name for name in match.fresh if name.startswith('tokenizer.')]
+    if plain is not None and f'tokenizer.{plain}proj.weight' in new:
+        logger.warning(f'{checkpoint} has no patch embedding of this shape: that of the tokenizer starts at random')
+    elif plain is None and new:
+        logger.info(f'The tokenizer {type(backbone.tokenizer).__name__} starts as initialised: it has no plain patch '
+                    'embedding into which one of a checkpoint would fit')

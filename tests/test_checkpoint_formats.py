@@ -1,0 +1,166 @@
+"""Files made by the peers' own code load whole behind `init_cfg`, and give the peers' features."""
+
+import logging
+import re
+
+import mmdet.models.backbones as mmdet_backbones
+import mmpretrain.models.backbones as mmpretrain_backbones
+import mmseg.models.backbones as mmseg_backbones
+import pytest
+import timm
+import torch
+from mmengine.logging import MMLogger
+from mmseg.registry import MODELS
+
+from mmtok.backbones import PVT, DeiT, PVTv2, Swin, T2TViT
+from mmtok.checkpoint.formats import to_own_names, to_public_names
+from peers import mend_scale, randomise, relative_error
+
+CLASSIFICATION = dict(window_rule='classification', drop_path_rate=0.0)
+
+
+@pytest.fixture
+def log():
+    """What mmengine's logger says."""
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda record: lines.append((record.levelname, record.getMessage()))
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def load(backbone, path, **options):
+    """As a Runner does it."""
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), **options)
+    backbone.init_weights()
+    return backbone.eval()
+
+
+def timm_maps(model, x):
+    return model.forward_intermediates(x, intermediates_only=True, norm=False)
+
+
+def timm_last(model, x):
+    return [model.forward_features(x).permute(0, 3, 1, 2)]
+
+
+def maps(model, x):
+    return model(x)
+
+
+def mended_maps(model, x):
+    mend_scale(model)
+    return model(x)
+
+
+def authors_swin(state):
+    """The authors merge patches at the end of a stage, and store buffers."""
+    state = {re.sub(r'layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) - 1}.downsample', key): value
+             for key, value in state.items()}
+    return {**state, 'layers.0.blocks.1.attn_mask': torch.zeros(64, 49, 49),
+            'layers.0.blocks.0.attn.relative_position_index': torch.zeros(49, 49)}
+
+
+def authors_pvt_v2(state):
+    """The authors number from 1 and keep patch embeddings and norms outside of the stages."""
+    names = {}
+    for key, value in state.items():
+        key = key.replace('mlp.dwconv.', 'mlp.dwconv.dwconv.')
+        key = re.sub(r'^patch_embed\.', 'patch_embed1.', key)
+        for ours, theirs in (('downsample', 'patch_embed'), ('blocks', 'block'), ('norm', 'norm')):
+            key = re.sub(rf'^stages\.(\d)\.{ours}\.', lambda m, t=theirs: f'{t}{int(m[1]) + 1}.', key)
+        names[key] = value
+    return names
+
+
+LEVELS = (2, 5, 8, 11)
+MMSEG_VIT = dict(img_size=224, embed_dims=192, num_heads=3, out_indices=LEVELS, norm_cfg=dict(type='LN', eps=1e-6))
+TRANSFORMER = dict(type='mmtok.T2TTokenizer', attention='transformer')
+# peer, its features, what the file holds, our backbone
+FILES = {
+    'deit-timm': (lambda: timm.create_model('deit_tiny_patch16_224'),
+                  lambda m, x: m.forward_intermediates(x, indices=list(LEVELS), intermediates_only=True, norm=False),
+                  lambda s: s, lambda: DeiT('tiny', out_indices=LEVELS)),
+    'deit-authors': (lambda: timm.create_model('deit_tiny_patch16_224'), lambda m, x: timm_maps(m, x)[-1:],
+                     lambda s: {'model': s}, lambda: DeiT('tiny')),
+    'deit-mmpretrain': (lambda: mmpretrain_backbones.VisionTransformer(
+        'deit-tiny', out_type='featmap', out_indices=LEVELS, final_norm=False), maps,
+        lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()} | {'head.layers.head.bias': torch.ones(9)}},
+        lambda: DeiT('tiny', out_indices=LEVELS)),
+    'deit-mmseg': (lambda: mmseg_backbones.VisionTransformer(**MMSEG_VIT), maps,
+                   lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()}},
+                   lambda: DeiT('tiny', out_indices=LEVELS)),
+    'swin-timm': (lambda: timm.create_model('swin_tiny_patch4_window7_224'), timm_last, lambda s: s,
+                  lambda: Swin(out_indices=(3, ), **CLASSIFICATION)),
+    'swin-authors': (lambda: timm.create_model('swin_tiny_patch4_window7_224'), timm_last,
+                     lambda s: {'model': authors_swin(s)}, lambda: Swin(out_indices=(3, ), **CLASSIFICATION)),
+    'swin-mmdet': (mmdet_backbones.SwinTransformer, maps, lambda s: {'state_dict': s}, Swin),
+    'swin-mmseg': (mmseg_backbones.SwinTransformer, maps, lambda s: s, Swin),
+    'swin-mmpretrain': (lambda: mmpretrain_backbones.SwinTransformer('tiny', out_indices=(0, 1, 2, 3)), maps,
+                        lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()}},
+                        lambda: Swin(**CLASSIFICATION)),
+    'pvt-mmdet': (lambda: mmdet_backbones.PyramidVisionTransformer(num_layers=[3, 4, 6, 3]), maps, lambda s: s, PVT),
+    'pvt-authors': (lambda: PVT(classifier=True), maps,
+                    lambda s: to_public_names(s, PVT.public_names['authors'])[0], lambda: PVT(classifier=True)),
+    'pvt_v2-timm': (lambda: timm.create_model('pvt_v2_b0'), timm_maps, lambda s: s, lambda: PVTv2('b0')),
+    'pvt_v2-authors': (lambda: timm.create_model('pvt_v2_b0'), timm_maps, authors_pvt_v2, lambda: PVTv2('b0')),
+    'pvt_v2-mmdet': (lambda: mmdet_backbones.PyramidVisionTransformerV2(embed_dims=32, num_layers=[2, 2, 2, 2]), maps,
+                     lambda s: {'state_dict': {f'module.backbone.{k}': v for k, v in s.items()}}, lambda: PVTv2('b0')),
+    't2t-mmpretrain': (lambda: mmpretrain_backbones.T2T_ViT(out_type='featmap', final_norm=False), mended_maps,
+                       lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()}},
+                       lambda: T2TViT(tokenizer=TRANSFORMER)),
+}
+
+
+@pytest.mark.parametrize('form', FILES)
+def test_a_peer_s_file_loads_whole(form, tmp_path, log):
+    make_peer, features, contents, make_ours = FILES[form]
+    peer = make_peer()
+    peer.eval()
+    randomise(peer)
+    torch.save(contents(peer.state_dict()), tmp_path / 'file.pth')
+    ours = load(make_ours(), tmp_path / 'file.pth')
+    count = sum(name.startswith('trunk.') for name in ours.state_dict())
+    assert f'{count} of {count} trunk tensors, 0 resized, 0 missing' in log[-1][1]
+    assert {level for level, _ in log} <= {'DEBUG', 'INFO'}
+    assert form.split('-')[1] in re.search(r'\(names of (.*?)\)', log[-1][1])[1]
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        for a, e in zip(ours(x), features(peer, x), strict=True):
+            assert a.shape == e.shape and relative_error(a, e) <= 1e-5
+
+
+def test_pvt_s_names_are_those_that_mmdet_converts():
+    from mmdet.models.backbones.pvt import pvt_convert
+    ours = randomise(PVT()).state_dict()
+    theirs, unknown = to_public_names(ours, PVT.public_names['authors'])
+    mmdets, _ = to_public_names(ours, PVT.public_names['mmdet'])
+    converted = pvt_convert(theirs)
+    assert not unknown and converted.keys() == mmdets.keys()
+    assert all(torch.equal(converted[name], mmdets[name]) for name in mmdets)
+
+
+def test_a_whole_segmentor(tmp_path, log):
+    backbone = dict(type='SwinTransformer')
+    head = dict(type='UPerHead', in_channels=[96, 192, 384, 768], in_index=[0, 1, 2, 3], channels=16, num_classes=4)
+    peer = MODELS.build(dict(type='EncoderDecoder', backbone=backbone, decode_head=head))
+    contents = {'meta': {'epoch': 3}, 'state_dict': peer.state_dict(), 'optimizer': {'state': {}}}
+    torch.save(contents, tmp_path / 'file.pth')
+    ours = load(Swin(), tmp_path / 'file.pth')
+    assert 'of 169 trunk tensors' in log[-1][1]
+    assert re.search(r', \d\d unexpected \(decode_head.conv_seg.weight, ', log[-1][1])
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        peer.eval()
+        assert all(relative_error(a, e) <= 1e-5 for a, e in zip(ours(x), peer.backbone(x), strict=True))
+
+
+@pytest.mark.parametrize('kind', [DeiT, T2TViT, Swin, PVT, PVTv2], ids=lambda kind: kind.__name__)
+def test_names_go_out_and_come_back(kind):
+    state = randomise(kind(classifier=True)).state_dict()
+    for table in kind.public_names.values():
+        theirs, unknown = to_public_names(state, table)
+        back, foreign = to_own_names(theirs, table)
+        assert not unknown and not foreign and back.keys() == state.keys()
+        assert all(torch.equal(back[name], state[name]) for name in state)

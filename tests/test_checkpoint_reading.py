@@ -1,0 +1,242 @@
+"""Files that are no checkpoint, damaged or dangerous: one sentence each, and nothing of them is loaded or run."""
+
+import argparse
+import io
+import pickle
+import sys
+import threading
+import types
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
+from timm.models._hub import save_for_hf
+
+from mmtok.backbones import DeiT
+from mmtok.checkpoint import read_checkpoint
+from mmtok.errors import CheckpointError, ConfigError
+
+NANO = dict(embed_dims=16, depth=2, num_heads=2)
+TENSORS = {'a': torch.arange(6.0).view(2, 3), 'b': torch.ones(3, dtype=torch.bfloat16)}
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), 'w')
+
+
+def whole(path):
+    torch.save(TENSORS, path)
+    return path.read_bytes()
+
+
+def npz():
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(3))
+    return buffer.getvalue()
+
+
+def zipped():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as archive:
+        archive.writestr('readme.txt', 'hello')
+    return buffer.getvalue()
+
+
+BAD = {
+    'empty': (lambda path: b'', 'is empty: copy or download it again'),
+    'truncated': (lambda path: whole(path)[:-300], 'is cut short or damaged'),
+    'html': (lambda path: b'\n<!DOCTYPE html><html>404</html>', 'is a web page, not a checkpoint'),
+    'text': (lambda path: b'hello there\n', 'is a text file, not a checkpoint'),
+    'lfs': (lambda path: b'version https://git-lfs.github.com/spec/v1\noid', 'is a pointer of Git LFS'),
+    'gzip': (lambda path: b'\x1f\x8b\x08\x00', 'is compressed with gzip: unpack it'),
+    'binary': (lambda path: bytes(range(3, 200)), 'is of an unknown kind, not a checkpoint'),
+    'npz': (lambda path: npz(), 'is a NumPy archive, not a checkpoint of PyTorch'),
+    'zip': (lambda path: zipped(), 'is a zip file, not a checkpoint of PyTorch'),
+    'list': (lambda path: pickled([torch.ones(1)]), 'holds a list where a dict of tensors was expected'),
+    'no tensors': (lambda path: pickled({'epoch': 3, 'lr': 0.1}), 'holds no tensors, only epoch, lr'),
+    'cut pickle': (lambda path: pickled(TENSORS, _use_new_zipfile_serialization=False)[:200],
+                   'is damaged or cut short'),
+    'bare pickle': (lambda path: pickle.dumps({'a': 1}), 'is damaged or cut short'),
+}
+
+
+def pickled(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('fault', BAD)
+def test_a_bad_file_is_named_with_its_fault(fault, tmp_path):
+    make, message = BAD[fault]
+    content = make(tmp_path / 'file.pth')
+    (tmp_path / 'file.pth').write_bytes(content)
+    refused(tmp_path / 'file.pth', message)
+
+
+def refused(checkpoint, message, **options):
+    """One sentence, and the backbone is as it was."""
+    model = DeiT(NANO, init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint), **options))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        model.init_weights()
+    text = str(caught.value)
+    assert message in text and '\n' not in text and text.endswith('training starts from scratch)'), text
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_cut_safetensors_file(tmp_path):
+    save_file(TENSORS, tmp_path / 'file.safetensors')
+    content = (tmp_path / 'file.safetensors').read_bytes()
+    for length in (20, len(content) - 4):
+        (tmp_path / 'file.safetensors').write_bytes(content[:length])
+        refused(tmp_path / 'file.safetensors', 'cut short')
+
+
+def test_a_directory_names_what_is_in_it(tmp_path):
+    refused(tmp_path, 'is a directory: name a file')
+    torch.save(TENSORS, tmp_path / 'epoch_3.pth')
+    refused(tmp_path, "epoch_3.pth'")
+
+
+@pytest.mark.parametrize('place, message', [
+    ('https://127.0.0.1:9/model.pth', 'cannot be downloaded (['),
+    ('s3://bucket/model.pth', 'is no place that mmtok knows: name a file, http(s)://..., or timm://MODEL'),
+    ('timm://deit_smal_patch16_224', "timm has no pretrained model 'deit_smal_patch16_224'"),
+    ('timm://deit_small_patch16_224.fb_in1k', 'cannot be had through timm'),
+])
+def test_a_place_without_network(place, message, tmp_path, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    refused(place, message)
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+@pytest.mark.parametrize('where', ['beside', 'inside'])
+def test_a_pickle_that_would_run_code_does_not(zipped, where, tmp_path):
+    attack = Attack(tmp_path / 'marker')
+    content = {'model': TENSORS, 'args': attack} if where == 'beside' else attack
+    torch.save(content, tmp_path / 'file.pth', _use_new_zipfile_serialization=zipped)
+    refused(tmp_path / 'file.pth', 'which is no data and could run code: it was not loaded')
+    assert not (tmp_path / 'marker').exists()
+    if where == 'beside':
+        assert read_checkpoint(str(tmp_path / 'file.pth'), weights_only=False)['model'].keys() == TENSORS.keys()
+        assert (tmp_path / 'marker').exists()  # the attack is one
+
+
+@pytest.mark.parametrize('code', [
+    b'cbuiltins\neval\n(S"1"\ntR.', b'cos\nsystem\n(S"true"\ntR.', b'cbuiltins\ngetattr\n(cbuiltins\neval\nS"x"\ntR.',
+    b'c_codecs\nencode\n(S"x"\nS"hex"\ntR.',
+    b'cmmengine.logging.history_buffer\nHistoryBuffer\n(N}S"update"\nNstb.',  # a state for a class
+])
+def test_single_operations_are_refused(code, tmp_path):
+    with zipfile.ZipFile(tmp_path / 'file.pth', 'w') as archive:
+        archive.writestr('file/data.pkl', b'\x80\x02' + code)
+        archive.writestr('file/version', '3\n')
+    refused(tmp_path / 'file.pth', 'file.pth')
+
+
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / 'file.pth'))
+    refused(tmp_path / 'file.pth', 'is a TorchScript program, which would be run')
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_what_trainings_store_beside_weights_is_read(zipped, tmp_path):
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    content = {'model': TENSORS, 'args': argparse.Namespace(lr=0.1, sizes=[1, 2]), 'log': {'loss': history},
+               'rng': np.random.RandomState(0).get_state(), 'best': np.float64(0.5), 'dtype': torch.float16,
+               'shape': torch.Size([2]), 'names': {'a', 'b'}, 'parameter': torch.nn.Parameter(torch.ones(2))}
+    torch.save(content, tmp_path / 'file.pth', _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(str(tmp_path / 'file.pth'))
+    assert torch.equal(read['model']['a'], TENSORS['a']) and read['model']['b'].dtype == torch.bfloat16
+    assert read['args'].sizes == [1, 2] and read['best'] == 0.5 and read['dtype'] is torch.float16
+    assert np.array_equal(read['rng'][1], content['rng'][1]) and read['names'] == {'a', 'b'}
+    assert read['log']['loss']['_log_history'].tolist() == [1.0, 2.0]
+
+
+def test_a_yacs_config_is_a_dict(tmp_path, monkeypatch):
+    module = types.ModuleType('yacs.config')
+
+    class CfgNode(dict):
+        pass
+    CfgNode.__module__, CfgNode.__qualname__, module.CfgNode = 'yacs.config', 'CfgNode', CfgNode
+    monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
+    monkeypatch.setitem(sys.modules, 'yacs.config', module)
+    node = CfgNode(AMP=True)
+    node.__dict__['__immutable__'] = True
+    torch.save({'model': TENSORS, 'config': node}, tmp_path / 'file.pth')
+    monkeypatch.undo()
+    assert read_checkpoint(str(tmp_path / 'file.pth'))['config']['AMP'] is True
+
+
+@pytest.mark.parametrize('init_cfg, message', [
+    ('file.pth', "init_cfg='file.pth' must be None, or a dict such as"),
+    (dict(checkpoint='file.pth'), "must be None, or a dict such as dict(type='Pretrained'"),
+    (dict(type='Pretrained'), 'has checkpoint=None: name a file, a URL or timm://MODEL'),
+    (dict(type='Pretrained', checkpoint=''), "has checkpoint=''"),
+    (dict(type='Pretrained', checkpoint='file.pth', stric=False), 'has no option stric; it takes checkpoint, prefix'),
+    (dict(type='Pretrained', checkpoint='file.pth', img_size='224'), "img_size='224' must be a side or a pair"),
+    ([dict(type='Pretrained', checkpoint=3)], 'has checkpoint=3'),
+])
+def test_a_wrong_init_cfg_is_refused_when_the_model_is_built(init_cfg, message):
+    with pytest.raises(ConfigError) as caught:
+        DeiT(NANO, init_cfg=init_cfg)
+    assert message in str(caught.value)
+
+
+def test_home_and_file_scheme(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(TENSORS, tmp_path / 'file.pth')
+    for place in ('~/file.pth', f'file://{tmp_path}/file.pth'):
+        assert read_checkpoint(place).keys() == TENSORS.keys()
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A web server on a folder, and torch.hub's cache in another one."""
+    folder = tmp_path / 'web'
+    folder.mkdir()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}', folder
+        server.shutdown()
+
+
+def test_a_url_is_downloaded_once(web):
+    address, folder = web
+    torch.save(TENSORS, folder / 'model.pth')
+    assert read_checkpoint(f'{address}/model.pth').keys() == TENSORS.keys()
+    (folder / 'model.pth').unlink()
+    assert read_checkpoint(f'{address}/model.pth').keys() == TENSORS.keys()
+
+
+def test_what_a_url_may_lead_to(web, tmp_path):
+    address, folder = web
+    refused(f'{address}/gone.pth', 'cannot be downloaded: the server answers 404')
+    (folder / 'page.pth').write_text('<html>Sign in</html>')
+    refused(f'{address}/page.pth', 'page.pth: delete that to download it again)')
+    torch.save(TENSORS, folder / 'model-0123abcd.pth')
+    refused(f'{address}/model-0123abcd.pth', 'invalid hash value (expected "0123abcd"')
+
+
+def test_timm_s_own_hub_code(tmp_path):
+    peer = timm.create_model('deit_tiny_patch16_224')
+    save_for_hf(peer, tmp_path / 'hub')
+    model = DeiT('tiny', init_cfg=dict(type='Pretrained', checkpoint=f'timm://local-dir:{tmp_path}/hub'))
+    model.init_weights()
+    assert torch.equal(model.trunk.cls_token, peer.cls_token)

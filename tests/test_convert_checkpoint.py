@@ -1,0 +1,127 @@
+"""`tools/convert_checkpoint.py` as a user calls it."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from conftest import ROOT
+from mmtok.backbones import PVT, DeiT, PVTv2, Swin, T2TViT
+from mmtok.checkpoint import read_checkpoint
+from mmtok.checkpoint.convert import convert, inspect, publish
+from mmtok.errors import CheckpointError, StorageError
+from peers import randomise
+from test_checkpoint_formats import load
+
+MOTO = dict(type='mmtok.MoToTokenizer')
+BACKBONES = {
+    'DeiT': lambda: DeiT('tiny'),
+    'DeiT-branch': lambda: DeiT('tiny', tokenizer={**MOTO, 'placement': 'branch', 'num_entities': 4}),
+    'T2TViT': lambda: T2TViT('14'),
+    'T2TViT-moto': lambda: T2TViT('14', tokenizer=dict(type='mmtok.T2TTokenizer', moto=dict())),
+    'Swin': lambda: Swin('tiny'),
+    'Swin-stem': lambda: Swin('tiny', tokenizer={**MOTO, 'layout_kernel': 3}, token_prop=dict()),
+    'PVT': lambda: PVT('small'),
+    'PVTv2': lambda: PVTv2('b0'),
+    'PVTv2-token': lambda: PVTv2('b1', tokenizer={**MOTO, 'placement': 'token'}, token_prop=dict()),
+}
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_inspect_convert_load_publish_load(name, tmp_path):
+    make = BACKBONES[name]
+    model = randomise(make())
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(x)
+
+    def equal(path):
+        with torch.no_grad():
+            return all(torch.equal(a, e) for a, e in zip(load(make(), path)(x), expected, strict=True))
+    source = tmp_path / 'epoch_3.pth'
+    torch.save({'meta': {'epoch': 3}, 'optimizer': {'state': {0: torch.ones(3)}}, 'ema_state_dict': {},
+                'state_dict': {f'backbone.{key}': value for key, value in model.state_dict().items()}}, source)
+    text = inspect(str(source))
+    kind, trunk = name.split('-')[0], sum(key.startswith('trunk.') for key in model.state_dict())
+    assert f'mmtok.{kind}(' in text and f'loads          {trunk} of {trunk} trunk tensors' in text
+    assert 'missing' not in text and 'other shape' not in text and 'starts fresh' not in text
+    formats = re.search(r'converts to +(.*)', text)[1].split(', ')
+    for to in formats if '-' not in name else ['mmtok']:
+        for suffix in ('.pth', '.safetensors'):
+            path = tmp_path / f'{to}{suffix}'
+            assert f'with names of {to}, which were those of mmtok' in convert(str(source), path, to)
+            assert equal(path) or (kind == 'Swin' and to in ('timm', 'authors'))  # which have one norm of four
+    path, said = publish(str(tmp_path / 'mmtok.pth'), tmp_path / 'public.pth')
+    assert equal(path) and re.fullmatch(r'public-[0-9a-f]{8}\.pth', path.name)
+    path, said = publish(str(source), tmp_path / 'whole.safetensors')
+    assert equal(path) and 'optimizer, ema_state_dict' in said
+    assert ('of the decoder' in said) == (model.token_prop is not None)
+    again = read_checkpoint(str(path))
+    assert not any('token_prop' in key for key in again['state_dict'])
+    assert again['meta']['trunk'] == kind and again['meta']['epoch'] == '3'
+
+
+def test_the_hash_is_that_of_the_file(tmp_path):
+    import hashlib
+    torch.save(DeiT('tiny').state_dict(), tmp_path / 'file.pth')
+    path, _ = publish(str(tmp_path / 'file.pth'), tmp_path / 'public.pth')
+    assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem.split('-')[1])
+
+
+@pytest.mark.parametrize('kind, name', [(DeiT, 'deit_tiny_patch16_224'), (PVTv2, 'pvt_v2_b0'),
+                                        (Swin, 'swin_tiny_patch4_window7_224')])
+def test_timm_takes_what_is_converted_to_it(kind, name, tmp_path):
+    peer = randomise(timm.create_model(name, num_classes=0))
+    torch.save({'model': peer.state_dict()}, tmp_path / 'file.pth')
+    convert(str(tmp_path / 'file.pth'), tmp_path / 'mmtok.safetensors', 'mmtok')
+    said = convert(str(tmp_path / 'mmtok.safetensors'), tmp_path / 'timm.pth', 'timm')
+    again = timm.create_model(name, num_classes=0)
+    again.load_state_dict(torch.load(tmp_path / 'timm.pth', weights_only=True))
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), peer.state_dict().values(), strict=True))
+    assert 'left out' not in said
+
+
+def tool(*arguments, cwd):
+    script = ROOT / 'tools' / 'convert_checkpoint.py'
+    return subprocess.run([sys.executable, str(script), *map(str, arguments)], cwd=cwd, text=True, capture_output=True,
+                          timeout=300)
+
+
+def test_as_a_command(tmp_path):
+    save_file(timm.create_model('swin_tiny_patch4_window7_224').state_dict(), tmp_path / 'file.safetensors')
+    run = tool('inspect', 'file.safetensors', cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"trunk +mmtok\.Swin\(arch='tiny', window_size=7\)\n", run.stdout)
+    assert re.search(r'starts fresh +norms\.0\.weight', run.stdout)
+    assert re.search(r'not used +head\.fc\.weight, head\.fc\.bias', run.stdout)
+    run = tool('convert', 'file.safetensors', 'out.pth', '--to', 'mmdet', cwd=tmp_path)
+    assert run.returncode == 0 and 'left out: head.fc.weight, head.fc.bias' in run.stdout
+    run = tool('convert', 'file.safetensors', 'out.pth', '--to', 'mmdet', cwd=tmp_path)
+    assert (run.returncode, run.stderr) == (1, "mmtok: 'out.pth' exists: name another file or move it away\n")
+    run = tool('publish', 'out.pth', 'public.pth', cwd=tmp_path)
+    assert run.returncode == 0 and len(list(tmp_path.glob('public-????????.pth'))) == 1
+
+
+@pytest.mark.parametrize('out, to, error, message', [
+    ('out.pth', 'mmpretrain', CheckpointError, 'is no format for a PVTv2; choose from mmtok, timm, authors, mmdet'),
+    ('out.pth', 'timm', CheckpointError, 'has a tokenizer that timm does not have'),
+    ('out.bin', 'mmtok', StorageError, 'must end in .pth, .pt, .safetensors'),
+    ('gone/out.pth', 'mmtok', StorageError, 'does not exist: make it first'),
+])
+def test_what_cannot_be_converted(out, to, error, message, tmp_path):
+    torch.save(PVTv2('b0', tokenizer=MOTO).state_dict(), tmp_path / 'file.pth')
+    with pytest.raises(error, match=message):
+        convert(str(tmp_path / 'file.pth'), tmp_path / out, to)
+    assert [path.name for path in tmp_path.iterdir()] == ['file.pth']
+
+
+def test_a_file_of_no_trunk(tmp_path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / 'file.pth')
+    text = inspect(str(tmp_path / 'file.pth'))
+    assert re.search(r'trunk +none that mmtok has; tensors are called weight, bias', text)
+    with pytest.raises(CheckpointError, match='holds no trunk that mmtok has'):
+        convert(str(tmp_path / 'file.pth'), tmp_path / 'out.pth', 'timm')
