@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import resource
@@ -24,6 +25,18 @@ def seeded():
     """Each test draws the same numbers, whichever ran before it."""
     import torch
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def log():
+    """What mmengine's logger says."""
+    from mmengine.logging import MMLogger
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda record: lines.append((record.levelname, record.getMessage()))
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

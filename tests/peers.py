@@ -36,3 +36,10 @@ def mend_scale(peer):
         if isinstance(module, MultiheadAttention):
             divisor = (module.input_dims // module.num_heads)**0.5
             module.scaled_dot_product_attention = partial(scaled_dot_product_attention_pyimpl, scale=divisor)
+
+
+def load(backbone, path, **options):
+    """A backbone from a checkpoint, as a Runner does it."""
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), **options)
+    backbone.init_weights()
+    return backbone.eval()

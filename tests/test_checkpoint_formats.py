@@ -1,6 +1,5 @@
 """Files made by the peers' own code load whole behind `init_cfg`, and give the peers' features."""
 
-import logging
 import re
 
 import mmdet.models.backbones as mmdet_backbones
@@ -9,32 +8,13 @@ import mmseg.models.backbones as mmseg_backbones
 import pytest
 import timm
 import torch
-from mmengine.logging import MMLogger
 from mmseg.registry import MODELS
 
 from mmtok.backbones import PVT, DeiT, PVTv2, Swin, T2TViT
 from mmtok.checkpoint.formats import to_own_names, to_public_names
-from peers import mend_scale, randomise, relative_error
+from peers import load, mend_scale, randomise, relative_error
 
 CLASSIFICATION = dict(window_rule='classification', drop_path_rate=0.0)
-
-
-@pytest.fixture
-def log():
-    """What mmengine's logger says."""
-    lines, handler = [], logging.Handler()
-    handler.emit = lambda record: lines.append((record.levelname, record.getMessage()))
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
-
-
-def load(backbone, path, **options):
-    """As a Runner does it."""
-    backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), **options)
-    backbone.init_weights()
-    return backbone.eval()
 
 
 def timm_maps(model, x):

@@ -8,8 +8,7 @@ from timm.models import swin_transformer, vision_transformer
 
 from mmtok.backbones import PVT, DeiT, Swin, T2TViT
 from mmtok.errors import CheckpointError
-from peers import randomise, relative_error
-from test_checkpoint_formats import load
+from peers import load, randomise, relative_error
 
 SIZES = [(384, 384), (512, 512), (512, 1024)]
 

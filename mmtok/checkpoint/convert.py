@@ -1,13 +1,17 @@
 """Checkpoints looked into, renamed for another package, and made small enough to give away."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..version import __version__
 from .formats import BUFFERS, to_public_names
 from .identify import identify
 from .loading import compare, name_as_ours, short, unwrap
+from .naming import Rule
 from .reading import read_checkpoint
 from .writing import check_target, checkpoint_bytes, write_new
 
@@ -42,7 +46,8 @@ def inspect(location: str, weights_only: bool = True) -> str:
     if any(name in match.fitting for name in ('tokenizer.proj.weight', 'tokenizer.patch.proj.weight')):
         lines.append(('patches', "also load into mmtok.MoToTokenizer with placement='token' or 'branch', which starts "
                       'exactly as the plain model'))
-    lines.append(('converts to', ', '.join(['mmtok', *found.kind.public_names])))
+    formats = [name for name, table in found.kind.public_names.items() if not foreign(named.state, table)]
+    lines.append(('converts to', ', '.join(['mmtok', *formats])))
     return layout(lines)
 
 
@@ -69,16 +74,21 @@ def convert(location: str, target: Path, to: str, weights_only: bool = True) -> 
     state, left = found.named.state, []
     if to != 'mmtok':
         state, left = to_public_names(state, found.kind.public_names[to])
-        foreign = [name for name in left if name.startswith('tokenizer.')]
-        if foreign:
-            raise CheckpointError(f'checkpoint {location!r} has a tokenizer that {to} does not have '
-                                  f'({short(foreign)}): it converts to mmtok alone')
+        lost = foreign(found.named.state, found.kind.public_names[to])
+        if lost:
+            raise CheckpointError(f'checkpoint {location!r} has a tokenizer that {to} does not have ({short(lost)}): '
+                                  'inspect lists what it converts to')
     left += [name for name in found.named.unknown if not name.endswith(BUFFERS)]
     meta = {'mmtok_version': __version__, 'trunk': found.kind.__name__, 'options': found.arguments()}
     wrapper = {'timm': '', 'authors': 'model', 'authors-detection': 'model'}.get(to, 'state_dict')
     write_new(target, checkpoint_bytes(state, meta, target.suffix, wrapper))
     return (f'wrote {target}: {found.call()}, {len(state)} tensors with names of {to}, which were those of '
             f'{found.named.format}' + (f'; left out: {short(left)}' if left else ''))
+
+
+def foreign(state: dict[str, Tensor], table: Sequence[Rule]) -> list[str]:
+    """Tensors of a tokenizer for which a format has no names."""
+    return [name for name in to_public_names(state, table)[1] if name.startswith('tokenizer.')]
 
 
 def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Path, str]:

@@ -35,7 +35,8 @@ DEIT = {
 DEIT['authors'] = DEIT['timm']
 
 T2T = {
-    'authors': rules(('tokenizer.{r}', 'tokens_to_token.{r}'), *VIT),
+    'authors': rules(('tokenizer.attention{i}.{r}', 'tokens_to_token.attention{i}.{r}'),
+                     ('tokenizer.project.{p}', 'tokens_to_token.project.{p}'), *VIT),
     'mmpretrain': rules(
         *TOKENS, ('trunk.norm.{p}', 'norm.{p}'), ('tokenizer.project.{p}', 'tokens_to_token.project.{p}'),
         *pairs('trunk.blocks.{i}', 'encoder.{i}', *MM_BLOCK),

@@ -63,7 +63,7 @@ def tokenizer_of(state: dict[str, Tensor]) -> dict | None:
 
     What has no tensors (tau, partition, statistics) cannot be seen, and a stem's stride is taken to be even.
     """
-    if 'tokenizer.attention1.proj.weight' in state:
+    if 'tokenizer.project.weight' in state:
         return t2t_of(state)
     stem, token = 'tokenizer.stem.conv.weight' in state, 'tokenizer.moto.beta' in state
     if not stem and not token:
@@ -84,8 +84,8 @@ def moto_of(state: dict[str, Tensor], layer: str) -> dict:
 
 
 def t2t_of(state: dict[str, Tensor]) -> dict:
-    options = dict(type='mmtok.T2TTokenizer', token_dims=len(state['tokenizer.attention1.proj.weight']),
-                   attention='performer' if 'tokenizer.attention1.w' in state else 'transformer')
+    dims = state['tokenizer.project.weight'].shape[1] // 9  # of the 3x3 tokens that make one
+    options = dict(type='mmtok.T2TTokenizer', token_dims=dims, attention='performer' if 'tokenizer.attention1.w' in state else 'transformer')
     if 'tokenizer.moto.0.layer.beta' in state:
         gate = dict(gate=0.0 if 'tokenizer.moto.0.gate' in state else None)
         options['moto'] = dict(**moto_of(state, 'tokenizer.moto.0.layer'), **gate)

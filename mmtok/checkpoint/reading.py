@@ -129,12 +129,12 @@ def sniff(path: Path, name: str) -> str:
         raise CheckpointError(f'checkpoint {name!r} is empty: copy or download it again')
     if start[:4] == ZIP:
         return sniff_zip(path, name)
-    if start[:1] == PICKLE:
-        return 'pickle'
-    if len(start) > 8 and start[8:9] == b'{':
+    if start[5:9] == b'\0\0\0{':  # after the length of a header in JSON
         if struct.unpack('<Q', start[:8])[0] + 8 > size:
             raise CheckpointError(f'checkpoint {name!r} is cut short: copy or download it again')
         return 'safetensors'
+    if start[:1] == PICKLE:
+        return 'pickle'
     other = next((fault for sign, fault in OTHERS.items() if start.startswith(sign)), None)
     if other is None and start.lstrip()[:1] == b'<':
         other = 'is a web page, not a checkpoint: the link that it came from leads to a page; download the file itself'
