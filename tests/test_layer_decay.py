@@ -109,6 +109,7 @@ def test_everything_frozen():
 
 @pytest.mark.parametrize('paramwise, message', [
     (dict(), 'layer_decay_rate=None must be a number above 0 and at most 1'),
+    (dict(layer_decay_rate=0.9, num_layers=12), 'has num_layers of mmseg\'s constructor: remove it'),
     (dict(layer_decay_rate=1.5), 'layer_decay_rate=1.5 must be a number'),
     (dict(layer_decay_rate=0.75), 'needs a backbone with get_layer_depth, .*none is in this Linear'),
 ])

@@ -148,6 +148,12 @@ def test_a_new_trunk_starts_as_timm_s():
 
 @pytest.mark.parametrize('options, message', [
     (dict(arch='huge'), "arch='huge' is unknown"),
+    (dict(window_size=0), 'window_size=0 must be a whole number of at least 1'),
+    (dict(patch_size=0), 'patch_size=0 must be a whole number of at least 1'),
+    (dict(frozen_stages=True), 'frozen_stages=True is unknown'),
+    (dict(out_indices=None), r'out_indices=\[None\] must name stages'),
+    (dict(out_indices='0123'), r"out_indices=\['0123'\] must name stages"),
+    (dict(classifier=True, out_indices=(3, )), 'gives one vector, of its last layer: remove out_indices'),
     (dict(window_rule='both'), "window_rule='both' is unknown; choose from 'dense', 'classification'"),
     (dict(frozen_stages=5), 'frozen_stages=5 is unknown; choose from -1, 0, 1, 2, 3, 4'),
     (dict(out_indices=(4,)), r'out_indices=\[4\] must name stages of a trunk with 4 stages'),

@@ -146,6 +146,12 @@ def test_a_closed_gate_starts_as_the_plain_tokenizer(tokenizer):
     assert layout.shape == (1, 4, 16, 20) and torch.allclose(layout.sum(1), torch.ones(1, 16, 20))
 
 
+def test_a_tokenizer_that_is_no_tokens_to_token_is_warned_of(log):
+    T2TViT(NANO, tokenizer=dict(type='mmtok.MoToTokenizer'))
+    level, text = log[-1]
+    assert level == 'WARNING' and text.startswith('MoToTokenizer takes the place of the tokens-to-token module')
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(attention='linear'), "attention='linear' is unknown; choose from 'performer', 'transformer'"),
     (dict(patch_size=8), 'gives tokens of stride 16, which DeiT and T2TViT take, not 8: choose mmtok.MoToTokenizer'),

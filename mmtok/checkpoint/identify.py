@@ -85,7 +85,8 @@ def moto_of(state: dict[str, Tensor], layer: str) -> dict:
 
 def t2t_of(state: dict[str, Tensor]) -> dict:
     dims = state['tokenizer.project.weight'].shape[1] // 9  # of the 3x3 tokens that make one
-    options = dict(type='mmtok.T2TTokenizer', token_dims=dims, attention='performer' if 'tokenizer.attention1.w' in state else 'transformer')
+    options = dict(type='mmtok.T2TTokenizer', token_dims=dims,
+                   attention='performer' if 'tokenizer.attention1.w' in state else 'transformer')
     if 'tokenizer.moto.0.layer.beta' in state:
         gate = dict(gate=0.0 if 'tokenizer.moto.0.gate' in state else None)
         options['moto'] = dict(**moto_of(state, 'tokenizer.moto.0.layer'), **gate)
