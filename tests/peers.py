@@ -43,3 +43,11 @@ def load(backbone, path, **options):
     backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), **options)
     backbone.init_weights()
     return backbone.eval()
+
+
+def authors_swin(state):
+    """The authors merge patches at the end of a stage, and store buffers."""
+    state = {re.sub(r'layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) - 1}.downsample', key): value
+             for key, value in state.items()}
+    return {**state, 'layers.0.blocks.1.attn_mask': torch.zeros(64, 49, 49),
+            'layers.0.blocks.0.attn.relative_position_index': torch.zeros(49, 49)}

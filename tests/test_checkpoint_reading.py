@@ -9,6 +9,7 @@ import types
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from timm.models._hub import save_for_hf
 
 from mmtok.backbones import DeiT
 from mmtok.checkpoint import read_checkpoint
+from mmtok.checkpoint.archive import STORAGES
 from mmtok.errors import CheckpointError, ConfigError
 
 NANO = dict(embed_dims=16, depth=2, num_heads=2)
@@ -56,7 +58,7 @@ def zipped():
 
 BAD = {
     'empty': (lambda path: b'', 'is empty: copy or download it again'),
-    'truncated': (lambda path: whole(path)[:-300], 'is cut short or damaged'),
+    'truncated': (lambda path: whole(path)[:-300], 'is damaged or cut short (File is not a zip file)'),
     'html': (lambda path: b'\n<!DOCTYPE html><html>404</html>', 'is a web page, not a checkpoint'),
     'text': (lambda path: b'hello there\n', 'is a text file, not a checkpoint'),
     'lfs': (lambda path: b'version https://git-lfs.github.com/spec/v1\noid', 'is a pointer of Git LFS'),
@@ -113,6 +115,10 @@ def test_a_directory_names_what_is_in_it(tmp_path):
 
 @pytest.mark.parametrize('place, message', [
     ('https://127.0.0.1:9/model.pth', 'cannot be downloaded (['),
+    ('https://127.0.0.1:abc/model.pth', 'cannot be downloaded (nonnumeric port'),
+    ('https://127.0.0.1:9/a model.pth', 'cannot be downloaded'),
+    ('~nobody-of-this-name/model.pth', 'cannot be read'),
+    ('x' * 5000, 'cannot be read'),
     ('s3://bucket/model.pth', 'is no place that mmtok knows: name a file, http(s)://..., or timm://MODEL'),
     ('timm://deit_smal_patch16_224', "timm has no pretrained model 'deit_smal_patch16_224'"),
     ('timm://deit_small_patch16_224.fb_in1k', 'cannot be had through timm'),
@@ -129,23 +135,77 @@ def test_a_pickle_that_would_run_code_does_not(zipped, where, tmp_path):
     attack = Attack(tmp_path / 'marker')
     content = {'model': TENSORS, 'args': attack} if where == 'beside' else attack
     torch.save(content, tmp_path / 'file.pth', _use_new_zipfile_serialization=zipped)
-    refused(tmp_path / 'file.pth', 'which is no data and could run code: it was not loaded')
+    refused(tmp_path / 'file.pth', 'holds io.open, which is not among the data that mmtok reads, and could run code')
     assert not (tmp_path / 'marker').exists()
     if where == 'beside':
         assert read_checkpoint(str(tmp_path / 'file.pth'), weights_only=False)['model'].keys() == TENSORS.keys()
         assert (tmp_path / 'marker').exists()  # the attack is one
 
 
-@pytest.mark.parametrize('code', [
-    b'cbuiltins\neval\n(S"1"\ntR.', b'cos\nsystem\n(S"true"\ntR.', b'cbuiltins\ngetattr\n(cbuiltins\neval\nS"x"\ntR.',
-    b'c_codecs\nencode\n(S"x"\nS"hex"\ntR.',
-    b'cmmengine.logging.history_buffer\nHistoryBuffer\n(N}S"update"\nNstb.',  # a state for a class
+NAMESPACE = b'cargparse\nNamespace\n'
+HISTORY = b'cmmengine.logging.history_buffer\nHistoryBuffer\n'
+
+
+@pytest.mark.parametrize('code, refusal', [
+    (b'cbuiltins\neval\n(S"1"\ntR.', 'builtins.eval'),
+    (b'cos\nsystem\n(S"true"\ntR.', 'os.system'),
+    (b'cbuiltins\ngetattr\n(cbuiltins\neval\nS"x"\ntR.', 'builtins.eval'),
+    (b'c_codecs\nencode\n(S"x"\nS"hex"\ntR.', "_codecs.encode with 'hex'"),
+    (HISTORY + b'}S"update"\nNsb.', 'a state for HistoryBuffer'),
+    (NAMESPACE + b'}S"__eq__"\nNsb.', 'a state for Namespace'),
+    (NAMESPACE + b')\x81(N}S"x"\nNstb.', 'a state for Namespace'),
+    (b'S"x"\nQ.', "a reference 'x'"),
+    (b'cnumpy\ndtype\n(S"O8"\ntR(I3\nS"|"\nNNNI-1\nI-1\nI0\ntb.', "an array of 'O8'"),
+    (b'cnumpy\ndtype\n(S"i8"\ntR(I3\nS"|"\nN}NI-1\nI-1\nI63\ntb.', "an array of 'i8' with (3, '|', None, {}"),
 ])
-def test_single_operations_are_refused(code, tmp_path):
+def test_single_operations_are_refused(code, refusal, tmp_path):
     with zipfile.ZipFile(tmp_path / 'file.pth', 'w') as archive:
         archive.writestr('file/data.pkl', b'\x80\x02' + code)
         archive.writestr('file/version', '3\n')
-    refused(tmp_path / 'file.pth', 'file.pth')
+    before = dict(vars(argparse.Namespace))
+    refused(tmp_path / 'file.pth', f'holds {refusal}')
+    assert dict(vars(argparse.Namespace)) == before
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_arrays_of_objects_are_refused(zipped, tmp_path):
+    torch.save({'x': np.array([1, 'a'], dtype=object)}, tmp_path / 'file.pth', _use_new_zipfile_serialization=zipped)
+    refused(tmp_path / 'file.pth', "holds an array of 'O8'")
+
+
+def test_nothing_is_handed_to_torchscript(tmp_path, monkeypatch):
+    """Which runs what it loads, and which torch.load calls by what its own zip reader finds."""
+    whole(tmp_path / 'file.pth')
+    monkeypatch.setattr(torch, 'load', None)
+    monkeypatch.setattr(torch.jit, 'load', None)
+    assert read_checkpoint(str(tmp_path / 'file.pth')).keys() == TENSORS.keys()
+
+
+def test_damage_inside_is_found(tmp_path):
+    content = bytearray(pickled({'a': torch.zeros(1000)}))
+    content[content.index(bytes(1000)) + 500] = 1
+    (tmp_path / 'file.pth').write_bytes(content)
+    refused(tmp_path / 'file.pth', 'is damaged or cut short (Bad CRC-32')
+
+
+def test_tensors_of_every_kind_come_back(tmp_path):
+    base = torch.arange(24.0)
+    content = {str(dtype): torch.ones(3, dtype=dtype) for dtype in STORAGES.values()}
+    content |= {'view': base[4:20].view(4, 4).t(), 'base': base, 'none': torch.zeros(0, 3), 'one': torch.tensor(2)}
+    torch.save(content, tmp_path / 'file.pth')
+    read = read_checkpoint(str(tmp_path / 'file.pth'))
+    assert all(torch.equal(read[name], value) and read[name].dtype == value.dtype for name, value in content.items())
+    assert read['view'].stride() == content['view'].stride()
+
+
+def test_code_that_is_not_installed_is_named(tmp_path):
+    module = types.ModuleType('gone_package')
+    module.Thing = type('Thing', (), {'__module__': 'gone_package'})
+    sys.modules['gone_package'] = module
+    torch.save({'model': TENSORS, 'thing': module.Thing()}, tmp_path / 'file.pth')
+    del sys.modules['gone_package']
+    refused(tmp_path / 'file.pth', "needs code that is not installed here (No module named 'gone_package')",
+            weights_only=False)
 
 
 def test_torchscript_is_refused(tmp_path):
@@ -158,12 +218,14 @@ def test_what_trainings_store_beside_weights_is_read(zipped, tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     content = {'model': TENSORS, 'args': argparse.Namespace(lr=0.1, sizes=[1, 2]), 'log': {'loss': history},
                'rng': np.random.RandomState(0).get_state(), 'best': np.float64(0.5), 'dtype': torch.float16,
-               'shape': torch.Size([2]), 'names': {'a', 'b'}, 'parameter': torch.nn.Parameter(torch.ones(2))}
+               'shape': torch.Size([2]), 'path': Path('/a/b'),
+               'words': np.array(['ab', 'c']), 'names': {'a', 'b'}, 'parameter': torch.nn.Parameter(torch.ones(2))}
     torch.save(content, tmp_path / 'file.pth', _use_new_zipfile_serialization=zipped)
     read = read_checkpoint(str(tmp_path / 'file.pth'))
     assert torch.equal(read['model']['a'], TENSORS['a']) and read['model']['b'].dtype == torch.bfloat16
     assert read['args'].sizes == [1, 2] and read['best'] == 0.5 and read['dtype'] is torch.float16
     assert np.array_equal(read['rng'][1], content['rng'][1]) and read['names'] == {'a', 'b'}
+    assert read['path'] == '/a/b' and read['words'].tolist() == ['ab', 'c']
     assert read['log']['loss']['_log_history'].tolist() == [1.0, 2.0]
 
 
@@ -223,6 +285,14 @@ def test_a_url_is_downloaded_once(web):
     assert read_checkpoint(f'{address}/model.pth').keys() == TENSORS.keys()
     (folder / 'model.pth').unlink()
     assert read_checkpoint(f'{address}/model.pth').keys() == TENSORS.keys()
+
+
+def test_files_of_one_name_are_kept_apart(web):
+    address, folder = web
+    for number in (1, 2):
+        (folder / str(number)).mkdir()
+        torch.save({'a': torch.tensor(number)}, folder / str(number) / 'model.pth')
+        assert read_checkpoint(f'{address}/{number}/model.pth')['a'] == number
 
 
 def test_what_a_url_may_lead_to(web, tmp_path):

@@ -54,7 +54,7 @@ def test_positions_of_pvt_equal_mmdet_s(saved):
 @pytest.mark.parametrize('kind', [DeiT, T2TViT, PVT], ids=lambda kind: kind.__name__)
 def test_grids_that_are_no_squares(kind, saved):
     arch = 'small' if kind is PVT else dict(embed_dims=32, depth=2, num_heads=2)
-    wide = randomise(kind(arch, img_size=(128, 256)))
+    wide = randomise(kind(arch, img_size=(128, 256)))  # 8x16 tokens
     path = saved(wide.state_dict())
     name = 'layers.1.1.0.pos_embed' if kind is PVT else 'pos_embed'
     old = wide.trunk.state_dict()[name]
@@ -70,3 +70,36 @@ def test_grids_that_are_no_squares(kind, saved):
     turned = load(kind(arch, img_size=(256, 128)), path, img_size=(128, 256))  # as many positions, but another grid
     assert turned.trunk.state_dict()[name].shape == old.shape
     assert not torch.equal(turned.trunk.state_dict()[name], old)
+
+
+def test_two_grids_of_as_many_positions(saved):
+    arch = dict(embed_dims=32, depth=2, num_heads=2)
+    square = saved(randomise(DeiT(arch, img_size=224)).state_dict())
+    for size in ((112, 448), (448, 112)):
+        with pytest.raises(CheckpointError, match='196 positions, which make (7x28|14x14) or (14x14|28x7): say from'):
+            load(DeiT(arch, img_size=size), square)
+    model = load(DeiT(arch, img_size=(112, 448)), square, img_size=224)
+    old = torch.load(square)['trunk.pos_embed']
+    assert torch.equal(model.trunk.pos_embed, resample_abs_pos_embed(old, (7, 28), (14, 14)))
+
+
+def test_positions_without_a_class_token(saved):
+    peer = timm.create_model('deit3_small_patch16_224').state_dict()
+    with pytest.raises(CheckpointError, match='196 positions, none of them for the class token, as in DeiT III'):
+        load(DeiT('small'), saved(peer))
+
+
+def test_a_class_token_s_position_is_no_place_in_the_grid(saved):
+    """50 positions are 7x7 and a class token in the authors' file, and 5x10 in ours."""
+    model = randomise(PVT('small', classifier=True))
+    dense = load(PVT('small', img_size=(160, 320)), saved(model.state_dict()), img_size=224)
+    old = model.trunk.layers[3][1][0].pos_embed
+    again = load(PVT('small', img_size=224), saved(model.state_dict()))
+    assert torch.equal(again.trunk.layers[3][1][0].pos_embed, old[:, 1:])
+    assert dense.trunk.layers[3][1][0].pos_embed.shape == old.shape
+    assert not torch.equal(dense.trunk.layers[3][1][0].pos_embed, old)
+
+
+def test_half_precision_files(saved):
+    state = {name: tensor.half() for name, tensor in randomise(PVT('small')).state_dict().items()}
+    assert load(PVT('small', img_size=256), saved(state)).trunk.layers[0][1][0].pos_embed.dtype == torch.float32

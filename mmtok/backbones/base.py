@@ -100,8 +100,7 @@ class TokenBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """mmengine's, with our loader behind `Pretrained`."""
-        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        pretrained = next((cfg for cfg in configs if cfg and cfg['type'] == 'Pretrained'), None)
+        pretrained = next((cfg for cfg in as_configs(self.init_cfg) if is_pretrained(cfg)), None)
         if pretrained is None:
             super().init_weights()
             return
@@ -229,20 +228,33 @@ def build_tokenizer(cfg: dict, patch_kernel: int | None, **sizes: int) -> nn.Mod
     return MODELS.build({**sizes, **cfg, 'type': kind})  # not its name again, in the scope of mmseg or mmdet
 
 
-def check_init_cfg(init_cfg: dict | list[dict] | None) -> None:
+def as_configs(init_cfg: dict | Sequence[dict] | None) -> list[dict]:
+    return [cfg for cfg in (init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]) if cfg is not None]
+
+
+def is_pretrained(cfg: dict) -> bool:
+    """Whether this is mmengine's Pretrained, by whichever of its names."""
+    kind = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
+    return kind.rpartition('.')[2] in ('Pretrained', 'PretrainedInit')
+
+
+def check_init_cfg(init_cfg: dict | Sequence[dict] | None) -> None:
     """Refuse what is no initialisation, before anything is built."""
-    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
-        if cfg is None:
-            continue
+    where = 'model.backbone.init_cfg'
+    for cfg in as_configs(init_cfg):
         if not isinstance(cfg, dict) or not isinstance(cfg.get('type'), (str, type)):
-            raise ConfigError(f'model.backbone.init_cfg={cfg!r} must be None, or a dict such as '
-                              "dict(type='Pretrained', checkpoint='FILE')")
-        if cfg['type'] != 'Pretrained':
+            raise ConfigError(f"{where}={cfg!r} must be None, or a dict such as dict(type='Pretrained', "
+                              "checkpoint='FILE')")
+        if not is_pretrained(cfg):
             continue
-        check_options('model.backbone.init_cfg of type Pretrained', cfg, partial(load_pretrained, None))
+        check_options(f'{where} of type Pretrained', cfg, partial(load_pretrained, None))
         if not isinstance(cfg.get('checkpoint'), str) or not cfg['checkpoint']:
-            raise ConfigError(f'model.backbone.init_cfg has checkpoint={cfg.get("checkpoint")!r}: name a file, a URL '
-                              'or timm://MODEL, or set init_cfg=None')
+            raise ConfigError(f'{where} has checkpoint={cfg.get("checkpoint")!r}: name a file, a URL or timm://MODEL, '
+                              'or set init_cfg=None')
+        for key, kinds in (('strict', bool), ('weights_only', bool), ('prefix', (str, type(None)))):
+            if key in cfg and not isinstance(cfg[key], kinds):
+                what = 'True or False' if kinds is bool else 'a name or None'
+                raise ConfigError(f'{where}.{key}={cfg[key]!r} must be {what}')
         if cfg.get('img_size') is not None:
             check_image_size(cfg['img_size'], 1)
 
@@ -284,9 +296,9 @@ def name_arch(archs: dict[str, dict], **sizes) -> str | dict:
     return next((name for name, arch in archs.items() if all(arch[key] == sizes[key] for key in sizes)), sizes)
 
 
-def count_levels(state: dict[str, Tensor], prefix: str) -> int:
-    """How many numbers, from 0, follow a prefix in the names of a state dict."""
-    return 1 + max((int(name[len(prefix):].split('.')[0]) for name in state if name.startswith(prefix)), default=-1)
+def usual_heads(width: int) -> int:
+    """Heads of 64 channels, or as near as the width divides."""
+    return next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
 
 
 def check_heads(width: int, heads: int) -> None:

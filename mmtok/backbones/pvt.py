@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checkpoint.formats import PVT as NAMES
+from ..checkpoint.naming import count_levels
 from ..errors import ConfigError
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_image_size, count_levels, find_arch, find_indices, name_arch
+from .base import Stage, TokenBackbone, check_image_size, find_arch, find_indices, name_arch
 
 ARCHS = {
     'small': dict(depths=(3, 4, 6, 3)),

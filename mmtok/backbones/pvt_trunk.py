@@ -31,12 +31,13 @@ class Positions(AbsolutePositionEmbedding):
     def fit(self, positions: Tensor, size: tuple[int, int]) -> Tensor:
         """Positions of a grid, with or without that of a class token, made those of this module."""
         first, grid = positions.split([positions.shape[1] - size[0] * size[1], size[0] * size[1]], 1)
-        grid = F.interpolate(grid.transpose(1, 2).unflatten(2, size), self.pos_shape, mode='bilinear')
+        grid = grid.to(torch.promote_types(grid.dtype, torch.float32)).transpose(1, 2).unflatten(2, size)
+        grid = F.interpolate(grid, self.pos_shape, mode='bilinear')
         if not self.class_token:
             first = first[:, :0]
         elif not first.shape[1]:
             first = self.pos_embed[:, :1].detach()  # the file has none: as initialised
-        return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
+        return torch.cat([first, grid.flatten(2).transpose(1, 2).to(first.dtype)], 1)
 
     def train(self, mode: bool = True):
         self.position_cache.clear()
@@ -94,10 +95,12 @@ class PVTTrunk(PyramidVisionTransformer):
         for i, (_, (positions, *_), _) in enumerate(self.layers):
             name, grid = f'trunk.layers.{i}.1.0.pos_embed', positions.pos_shape
             old, new = state.get(name), positions.pos_embed
-            if old is None or old.shape[-1] != new.shape[-1] or (old.shape == new.shape and img_size is None):
+            if old is None or old.shape[-1] != new.shape[-1]:
                 continue
             with_class = i == self.num_stages - 1 and 'trunk.cls_token' in state
             before = source_grid(old.shape[1] - with_class, grid, img_size, 4 << i, name)
+            if before == grid and old.shape == new.shape:
+                continue
             state[name] = positions.fit(old, before)
             if before != grid:
                 resized.append(f'{name} {before[0]}x{before[1]} -> {grid[0]}x{grid[1]}')

@@ -6,8 +6,9 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor
 
 from ..checkpoint.formats import PVT_V2
+from ..checkpoint.naming import count_levels
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_heads, count_levels, find_arch, find_indices, name_arch
+from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices, name_arch
 from .pyramid import NormedTokens, take_small_maps
 
 ARCHS = {

@@ -11,9 +11,10 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from ..checkpoint.formats import SWIN
+from ..checkpoint.naming import count_levels
 from ..errors import check_choice, check_positive_int
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_heads, count_levels, find_arch, find_indices, name_arch
+from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices, name_arch
 from .pyramid import NormedTokens
 
 ARCHS = {

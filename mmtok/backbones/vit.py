@@ -9,8 +9,10 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..checkpoint.naming import count_levels
+from ..errors import CheckpointError
 from ..layers.positions import PositionCache, source_grid
-from .base import Stage, TokenBackbone, check_heads, check_image_size, count_levels, find_indices, name_arch
+from .base import Stage, TokenBackbone, check_heads, check_image_size, find_indices, name_arch, usual_heads
 
 
 class TokenInput(nn.Module):
@@ -102,7 +104,7 @@ class PlainViT(TokenBackbone):
             return None
         width = cls_token.shape[-1]
         options = dict(arch=name_arch(cls.archs, embed_dims=width, depth=count_levels(state, 'trunk.blocks.'),
-                                      num_heads=max(1, width // 64)))
+                                      num_heads=usual_heads(width)))
         patch = patch_size_of(state)
         if patch != 16:
             options['patch_size'] = patch
@@ -114,9 +116,15 @@ class PlainViT(TokenBackbone):
     def fit_sizes(self, state: dict[str, Tensor], img_size: Sequence[int] | None) -> list[str]:
         name, grid = 'trunk.pos_embed', self.trunk.patch_embed.grid_size
         old, new = state.get(name), self.trunk.pos_embed
-        if old is None or old.shape[::2] != new.shape[::2] or (old.shape == new.shape and img_size is None):
+        if old is None or old.shape[::2] != new.shape[::2]:
             return []
-        before = source_grid(old.shape[1] - 1, grid, img_size, self.patch_size, name)
+        try:
+            before = source_grid(old.shape[1] - 1, grid, img_size, self.patch_size, name)
+        except CheckpointError:
+            if math.isqrt(old.shape[1])**2 != old.shape[1] or img_size is not None:
+                raise
+            raise CheckpointError(f'{name} of the checkpoint has {old.shape[1]} positions, none of them for the class '
+                                  'token, as in DeiT III: this trunk has one') from None
         state[name] = resample_positions(old, grid, before, self.trunk.antialias)
         return [f'{name} {before[0]}x{before[1]} -> {grid[0]}x{grid[1]}'] if before != grid else []
 

@@ -10,7 +10,7 @@ from ..errors import CheckpointError
 from ..version import __version__
 from .formats import BUFFERS, to_public_names
 from .identify import identify
-from .loading import compare, name_as_ours, short, unwrap
+from .loading import compare, short, unwrap
 from .naming import Rule
 from .reading import read_checkpoint
 from .writing import check_target, checkpoint_bytes, write_new
@@ -32,9 +32,8 @@ def inspect(location: str, weights_only: bool = True) -> str:
     if found is None:
         lines.append(('trunk', f'none that mmtok has; tensors are called {short(state)}'))
         return layout(lines)
-    backbone = found.kind(**found.arguments())
-    named = name_as_ours(state, backbone)
-    match = compare(backbone, named)
+    backbone, named = found.build(), found.named
+    match = compare(backbone, named, resample=False)  # what it resembles is as large as it
     lines += [('trunk', found.call()), ('names of', named.format + (f', below {named.prefix!r}'
                                                                           if named.prefix else '')),
               ('loads', f'{len(match.loaded)} of {len(match.trunk)} trunk tensors, and '
@@ -78,7 +77,7 @@ def convert(location: str, target: Path, to: str, weights_only: bool = True) -> 
         if lost:
             raise CheckpointError(f'checkpoint {location!r} has a tokenizer that {to} does not have ({short(lost)}): '
                                   'inspect lists what it converts to')
-    left += [name for name in found.named.unknown if not name.endswith(BUFFERS)]
+    left += [name for name in found.named.unknown + found.named.outside if not name.endswith(BUFFERS)]
     meta = {'mmtok_version': __version__, 'trunk': found.kind.__name__, 'options': found.arguments()}
     wrapper = {'timm': '', 'authors': 'model', 'authors-detection': 'model'}.get(to, 'state_dict')
     write_new(target, checkpoint_bytes(state, meta, target.suffix, wrapper))
@@ -108,7 +107,10 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
     content = read_checkpoint(location, weights_only)
     state, wrapper = unwrap(content)
     found = identify(state)
-    kept = {name: tensor for name, tensor in state.items() if not is_decoder(name)}
+    decoder = [name for name in state if 'token_prop' in name.split('.')]
+    twins = {f'ema_{name.replace(".", "_")}' for name in state}  # of mmcv 1's EMAHook, in the middle of the weights
+    averages = [name for name in state if name in twins]
+    kept = {name: tensor for name, tensor in state.items() if name not in {*decoder, *averages}}
     old = content.get('meta') if isinstance(content.get('meta'), dict) and wrapper else {}
     meta = {key: value for key, value in old.items() if key in KEPT}
     meta.update(mmtok_version=__version__, source=Path(location).name)
@@ -117,12 +119,8 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
     data = checkpoint_bytes(kept, meta, target.suffix)
     path = target.with_name(f'{target.stem}-{hashlib.sha256(data).hexdigest()[:8]}{target.suffix}')
     write_new(path, data)
-    gone = [f'{len(state) - len(kept)} tensors of the decoder'] if len(kept) < len(state) else []
+    gone = [f'{len(names)} tensors of {what}' for names, what in ((decoder, 'the decoder'), (averages, 'averages'))
+            if names]
     gone += [key for key in content if wrapper and key not in (wrapper, 'meta')]
     return path, (f'wrote {path}: {len(kept)} tensors, {len(data) / 2**20:.1f} MiB'
                   + (f'; stripped: {short(gone)}' if gone else ''))
-
-
-def is_decoder(name: str) -> bool:
-    """Whether a tensor is TokenProp's, wherever the backbone is in the model."""
-    return 'token_prop' in name.split('.')

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .naming import Change, Rule, rules, translate
+from .naming import Change, Rule, count_levels, rules, translate
 
 BUFFERS = ('relative_position_index', 'attn_mask')  # which every model makes anew
 OWN = rules(('trunk.{r}', 'trunk.{r}'), ('tokenizer.{r}', 'tokenizer.{r}'), ('norms.{r}', 'norms.{r}'),
@@ -78,7 +78,7 @@ MM_SWIN = rules(
 LAST_NORM = 'norms.last.{p}', 'norm.{p}'  # of the last stage, whichever it is
 SWIN = {
     'timm': rules(('tokenizer.proj.{p}', 'patch_embed.proj.{p}'),
-                  ('trunk.patch_embed.norm.{p}', 'patch_embed.norm.{p}'), ('trunk.layers.{r}', 'layers.{r}'),
+                  ('trunk.patch_embed.norm.{p}', 'patch_embed.norm.{p}'), ('trunk.layers.{i}.{r}', 'layers.{i}.{r}'),
                   LAST_NORM),
     'authors': swin_authors(LAST_NORM),
     'authors-detection': swin_authors(('norms.{i}.{p}', 'norm{i}.{p}')),
@@ -117,7 +117,7 @@ PVT = {  # our trunk is mmdet's
 }
 PVT_V2 = {
     'timm': rules(('tokenizer.proj.{p}', 'patch_embed.proj.{p}'),
-                  ('trunk.patch_embed.norm.{p}', 'patch_embed.norm.{p}'), ('trunk.stages.{r}', 'stages.{r}')),
+                  ('trunk.patch_embed.norm.{p}', 'patch_embed.norm.{p}'), ('trunk.stages.{i}.{r}', 'stages.{i}.{r}')),
     'authors': rules(
         ('tokenizer.proj.{p}', 'patch_embed1.proj.{p}'), ('trunk.patch_embed.norm.{p}', 'patch_embed1.norm.{p}'),
         ('trunk.stages.{i}.downsample.{r}', 'patch_embed{i+1}.{r}'), ('trunk.stages.{i}.norm.{p}', 'norm{i+1}.{p}'),
@@ -140,14 +140,14 @@ def to_own_names(state: dict[str, Tensor], table: Sequence[Rule]) -> tuple[dict[
     """A state dict under our names, and the names for which the format has none."""
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BUFFERS)}
     known, unknown = translate(state, table)
-    last = max((int(name.split('.')[2]) for name in known if name.startswith('trunk.layers.')), default=0)
+    last = count_levels(known, 'trunk.layers.') - 1
     return {name.replace('norms.last.', f'norms.{last}.'): tensor for name, tensor in known.items()}, unknown
 
 
 def to_public_names(state: dict[str, Tensor], table: Sequence[Rule]) -> tuple[dict[str, Tensor], list[str]]:
     """Our state dict under a format's names, and our names for which it has none."""
     if any(rule.ours == LAST_NORM[0] for rule in table):
-        last = max((int(name.split('.')[1]) for name in state if name.startswith('norms.')), default=0)
+        last = count_levels(state, 'trunk.layers.') - 1
         state = {name.replace(f'norms.{last}.', 'norms.last.'): tensor for name, tensor in state.items()}
     return translate(state, table, to_ours=False)
 

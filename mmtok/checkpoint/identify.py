@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .formats import OWN, names_of, to_own_names
-from .loading import PREFIXES, Named
+from .formats import OWN, to_own_names
+from .loading import Named, name_as_ours, prefixes_of
 
 
 @dataclass
@@ -30,6 +30,9 @@ class Identity:
         tokenizer = tokenizer_of(self.named.state)
         return self.options if tokenizer is None else {**self.options, 'tokenizer': tokenizer}
 
+    def build(self) -> nn.Module:
+        return self.kind(**self.arguments())
+
     def call(self) -> str:
         """The backbone as one would write it."""
         arguments = ', '.join(f'{key}={value!r}' for key, value in self.arguments().items())
@@ -40,22 +43,30 @@ def identify(state: dict[str, Tensor]) -> Identity | None:
     """The trunk under whose names, whoever gave them, most of a state dict's tensors are known; None for no trunk."""
     from ..backbones import PVT, DeiT, PVTv2, Swin, T2TViT
     best, most = None, 0
-    for prefix in PREFIXES:
+    for prefix in prefixes_of(state):
         below = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
-        if not below:
-            continue
         for kind in (DeiT, T2TViT, Swin, PVT, PVTv2):
             for table in dict.fromkeys((OWN, *kind.public_names.values())):
-                known, unknown = to_own_names(below, table)
-                if len(known) <= most:
-                    continue
-                options = kind.options_for(known)
-                if options is not None:
-                    outside = [key for key in state if not key.startswith(prefix)]
-                    named = Named(known, names_of(table, kind.public_names) or 'mmtok',
-                                  [prefix + key for key in unknown] + outside, prefix)
-                    best, most = Identity(kind, options, named), len(known)
+                known = to_own_names(below, table)[0]
+                if len(known) > most:
+                    found = sizes_of(kind, known)
+                    best, most = (found, len(known)) if found is not None else (best, most)
+    if best is not None:  # names that two formats share tell apart by what a backbone of this size has
+        best.named = name_as_ours(state, best.build())
     return best
+
+
+def sizes_of(kind: type, known: dict[str, Tensor]) -> Identity | None:
+    """A backbone of a kind with the sizes of these tensors; None where there is none."""
+    try:
+        options = kind.options_for(known)
+        if options is None:
+            return None
+        found = Identity(kind, options, Named(known))
+        found.build()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # tensors that only sound like ours
+        return None
+    return found
 
 
 def tokenizer_of(state: dict[str, Tensor]) -> dict | None:

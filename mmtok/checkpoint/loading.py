@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
@@ -12,7 +13,9 @@ from .reading import read_checkpoint
 
 ENOUGH = 0.9  # share of the trunk's tensors that a checkpoint must hold
 WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
-PREFIXES = tuple(outer + inner for inner in ('', 'backbone.') for outer in ('', 'module.', 'model.', '_orig_mod.'))
+OUTER = ('module.', '_orig_mod.', 'model.', 'backbone.')  # DDP, torch.compile, Lightning, a segmentor or detector
+HEADS = ('head', 'fc', 'classifier', 'pre_logits', 'mask_token')  # below which no tensor of a trunk is
+OPTIONAL = ('trunk.norm.', 'trunk.cls_token')  # which classifiers have, and our feature maps may do without
 SHOWN = 6  # names in a sentence
 
 
@@ -22,14 +25,16 @@ class Named:
 
     Attributes:
         format: Who names tensors as the checkpoint does.
-        unknown: Its names that are none of that format's.
         prefix: What stood before the names.
+        unknown: Names below the prefix that are none of that format's.
+        outside: Names that are not below the prefix, such as those of a segmentor's head.
     """
 
     state: dict[str, Tensor]
     format: str = ''
-    unknown: list[str] = field(default_factory=list)
     prefix: str = ''
+    unknown: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -42,7 +47,8 @@ class Match:
         resized: What was resampled, a phrase for each.
         misshapen: Names of tensors with another shape than ours.
         fresh: Names of our tensors outside of the trunk that the checkpoint does not have.
-        unused: Names of the checkpoint's that nothing here takes.
+        surplus: Names of tensors that would belong to the trunk and that this one does not have.
+        unused: These and all other names of the checkpoint's that nothing here takes.
     """
 
     fitting: dict[str, Tensor]
@@ -50,6 +56,7 @@ class Match:
     resized: list[str]
     misshapen: list[str]
     fresh: list[str]
+    surplus: list[str]
     unused: list[str]
 
     @property
@@ -76,18 +83,25 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
         weights_only: See `read_checkpoint`.
         img_size: (height, width) in pixels of the images that the checkpoint was trained on, needed where its position
             embedding belongs to a grid that is neither square nor of our own shape.
-        map_location: As mmengine's Pretrained has it; what is loaded goes where the backbone is.
+        map_location: Of mmengine's Pretrained, and without effect: files are read onto the CPU and copied to the backbone.
 
     Raises:
         CheckpointError: When the file cannot be read or does not fit; nothing is loaded then.
     """
     try:
         state = unwrap(read_checkpoint(checkpoint, weights_only))[0]
+        if prefix and not any(name.startswith(f'{prefix.rstrip(".")}.') for name in state):
+            raise CheckpointError(f'checkpoint {checkpoint!r} has nothing below prefix={prefix!r}, but '
+                                  f'{short(state)}')
         named = name_as_ours(state, backbone, prefix)
         match = compare(backbone, named, img_size)
-        if strict and len(match.loaded) < ENOUGH * len(match.trunk):
-            raise CheckpointError(f'checkpoint {checkpoint!r} {describe_misfit(backbone, match, state)}; strict=False '
-                                  'loads what fits')
+        misfit = describe_misfit(backbone, match, state)
+        if strict and misfit:
+            raise CheckpointError(f'checkpoint {checkpoint!r} {misfit}; strict=False loads what fits')
+        broken = [name for name, tensor in match.fitting.items() if not tensor.isfinite().all()]
+        if broken:
+            raise CheckpointError(f'checkpoint {checkpoint!r} has values that are not finite in {short(broken)}: its '
+                                  'training failed, take an earlier one')
     except CheckpointError as error:
         raise CheckpointError(f'{error} (model.backbone.init_cfg; with None there, training starts from '
                               'scratch)') from error
@@ -98,31 +112,41 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 def unwrap(content: dict) -> tuple[dict[str, Tensor], str]:
     """The state dict inside a checkpoint, and under which name it was.
 
+    Where a file has several, weights come before their average.
+
     Raises:
         CheckpointError: When there are no tensors.
     """
-    wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), '')
-    inside = content[wrapper] if wrapper else content
-    state = {key: value for key, value in inside.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
-        raise CheckpointError(f'the checkpoint holds no tensors, only {short(map(str, inside)) or "nothing"}')
-    return state, wrapper
+    for wrapper in (*WRAPPERS, ''):
+        inside = content.get(wrapper) if wrapper else content
+        if isinstance(inside, dict):
+            state = {key: value for key, value in inside.items() if isinstance(key, str) and isinstance(value, Tensor)}
+            if state:
+                return state, wrapper
+    raise CheckpointError(f'the checkpoint holds no tensors, only {short(map(str, content)) or "nothing"}')
+
+
+def prefixes_of(state: dict[str, Tensor], start: str = '') -> list[str]:
+    """What may stand before a backbone's names: the wrappers that there are, in any order."""
+    found = [start]
+    for prefix in found:
+        found += [prefix + outer for outer in OUTER if any(name.startswith(prefix + outer) for name in state)]
+    return found
 
 
 def name_as_ours(state: dict[str, Tensor], backbone: nn.Module, prefix: str | None = None) -> Named:
     """Find out who names tensors as a checkpoint does, by which names meet most of the backbone's own."""
-    target = backbone.state_dict().keys()
-    outer = f'{prefix.rstrip(".")}.' if prefix else ''
+    target = backbone.state_dict()
     best, most = Named({}, unknown=list(state)), 0
-    for start in (outer + inner for inner in PREFIXES):
+    for start in prefixes_of(state, f'{prefix.rstrip(".")}.' if prefix else ''):
         below = {key[len(start):]: value for key, value in state.items() if key.startswith(start)}
         for table in dict.fromkeys((OWN, *backbone.public_names.values())):
             known, unknown = to_own_names(below, table)
             count = sum(place_of_patch(name, backbone) in target for name in known)
             if count > most:
-                whose = names_of(table, backbone.public_names) or 'mmtok'
-                outside = [key for key in state if not key.startswith(start)]
-                best, most = Named(known, whose, [start + key for key in unknown] + outside, start), count
+                best, most = Named(known, names_of(table, backbone.public_names) or 'mmtok', start,
+                                   [start + key for key in unknown],
+                                   [key for key in state if not key.startswith(start)]), count
     best.state = place_patch(best, backbone)
     return best
 
@@ -141,35 +165,33 @@ def place_of_patch(name: str, backbone: nn.Module) -> str:
 
 
 def place_patch(named: Named, backbone: nn.Module) -> dict[str, Tensor]:
-    """A plain patch embedding where the tokenizer has one; a public one nowhere else.
-
-    mmseg's has no bias, which is a bias of 0.
-    """
+    """A plain patch embedding where the tokenizer has one; a public one nowhere else."""
     state = {place_of_patch(name, backbone): tensor for name, tensor in named.state.items()}
-    plain = plain_patch(backbone)
-    if plain is None and named.format != 'mmtok':
+    if plain_patch(backbone) is None and named.format != 'mmtok':
         state = {name: tensor for name, tensor in state.items() if not name.startswith('tokenizer.proj.')}
-    weight = state.get(f'tokenizer.{plain}proj.weight')
-    if weight is not None:
-        state.setdefault(f'tokenizer.{plain}proj.bias', weight.new_zeros(len(weight)))
     return state
 
 
-def compare(backbone: nn.Module, named: Named, img_size: Sequence[int] | None = None) -> Match:
+def compare(backbone: nn.Module, named: Named, img_size: Sequence[int] | None = None, resample: bool = True) -> Match:
     """Which tensors go where."""
     if any('dist_token' in name for name in named.unknown):
         raise CheckpointError('the checkpoint is a distilled DeiT, which has a second class token: take the file '
                               'without "distilled" in its name')
     target, state = backbone.state_dict(), dict(named.state)
-    resized = backbone.fit_sizes(state, img_size)
+    resized = backbone.fit_sizes(state, img_size) if resample else []
     fitting = {name: tensor for name, tensor in state.items() if name in target and tensor.shape == target[name].shape}
-    trunk = [name for name in target if name.startswith('trunk.')]
+    weight, bias = (f'tokenizer.{plain_patch(backbone)}proj.{kind}' for kind in ('weight', 'bias'))
+    if weight in fitting and bias in target and bias not in state:  # mmseg's patch embedding has none
+        fitting[bias] = torch.zeros_like(target[bias])
+    extra = [name for name in state if name not in target and not name.startswith('token_prop.')]
     return Match(
-        fitting, trunk, resized,
+        fitting, [name for name in target if name.startswith('trunk.')], resized,
         misshapen=[f'{name} {shape(state[name])} for {shape(target[name])}' for name in state
                    if name in target and name not in fitting],
         fresh=[name for name in target if name not in fitting and not name.startswith(('trunk.', 'token_prop.'))],
-        unused=[name for name in state if name not in target and not name.startswith('token_prop.')] + named.unknown)
+        surplus=[name for name in extra if name.startswith('trunk.') and not name.startswith(OPTIONAL)]
+        + [name for name in named.unknown if not name.removeprefix(named.prefix).startswith(HEADS)],
+        unused=extra + named.unknown + named.outside)
 
 
 def shape(tensor: Tensor) -> str:
@@ -183,17 +205,23 @@ def short(names) -> str:
 
 
 def describe_misfit(backbone: nn.Module, match: Match, state: dict[str, Tensor]) -> str:
-    """Why a checkpoint is none for this backbone."""
+    """Why a checkpoint is none for this backbone; '' where it is one.
+
+    A few unknown tensors are no reason to refuse, but one that our names have a place for, in a trunk with more of
+    them, is.
+    """
+    kind, total = type(backbone).__name__, len(match.trunk)
+    if len(match.loaded) < ENOUGH * total:
+        fault = f'fits only {len(match.loaded)} of the {total} tensors of this {kind} trunk'
+    elif len(match.surplus) > (1 - ENOUGH) * total or any(name.startswith('trunk.') for name in match.surplus):
+        fault = f'has {len(match.surplus)} tensors for which this {kind} trunk has no place ({short(match.surplus)})'
+    else:
+        return ''
     from .identify import identify
     other = identify(state)
     if other is not None:
-        reason = f'it holds {other}'
-    elif match.misshapen:
-        reason = f'another shape has {match.misshapen[0]}'
-    else:
-        reason = f'its tensors are called {short(state)}'
-    return (f'fits only {len(match.loaded)} of the {len(match.trunk)} tensors of this {type(backbone).__name__} '
-            f'trunk: {reason}')
+        return f'{fault}: it holds {other}'
+    return fault + (f': another shape has {match.misshapen[0]}' if match.misshapen else f': it has {short(state)}')
 
 
 def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> None:
@@ -203,6 +231,9 @@ def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> 
     text = ', '.join(f'{len(names)} {what}' + (f' ({short(names)})' if names else '') for what, names in counts)
     logger.info(f'Loaded {checkpoint} (names of {named.format}): {len(match.loaded)} of {len(match.trunk)} trunk '
                 f'tensors, {text}; as initialised beside the trunk: {short(match.fresh) or "none"}')
+    if match.surplus:
+        logger.warning(f'{checkpoint} has tensors for which the trunk has no place, so that its features may be '
+                       f'others: {short(match.surplus)}')
     if match.missing:
         logger.warning(f'{len(match.missing)} tensors of the trunk start at random, since {checkpoint} has them not or '
                        f'in another shape: {short(match.missing)}')

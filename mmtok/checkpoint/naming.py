@@ -111,3 +111,9 @@ def translate(state: dict[str, Tensor], table: Iterable[Rule], to_ours: bool = T
             known[names[0]] = tensor if rule.change is None else rule.change[0 if to_ours else 1](tensor)
     unknown += [name for target, held in parts.items() if target not in known for name in held.values()]
     return known, unknown
+
+
+def count_levels(state: dict[str, Tensor], prefix: str) -> int:
+    """How many numbers, from 0, follow a prefix in the names of a state dict."""
+    levels = (name[len(prefix):].split('.')[0] for name in state if name.startswith(prefix))
+    return 1 + max((int(level) for level in levels if level.isdecimal()), default=-1)

@@ -1,10 +1,13 @@
 """A checkpoint's place (path, URL, timm's name) -> what it holds, or one sentence that says what is wrong with it."""
 
+import hashlib
 import json
+import re
 import struct
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
+from inspect import signature
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
@@ -12,10 +15,13 @@ import timm
 import torch
 from mmengine.dist import barrier, is_main_process
 from safetensors import SafetensorError, safe_open
-from timm.models._hub import download_cached_file  # into torch.hub's cache, where mmengine looks too
+from timm.models import _hub as hub
+from timm.models._hub import download_cached_file, get_cache_dir  # into torch.hub's cache, where mmengine looks too
 
 from ..errors import CheckpointError
-from .unpickling import DataPickle, Forbidden
+from .archive import read_archive, read_legacy
+from .unpickling import Forbidden
+from .writing import META, SUFFIXES
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
 TIMM, WEB = 'timm://', ('http://', 'https://')
@@ -48,15 +54,22 @@ def read_checkpoint(location: str, weights_only: bool = True) -> dict:
     if kind == 'safetensors':
         return read_safetensors(path, name)
     try:
-        options = dict(pickle_module=DataPickle) if weights_only else {}
-        content = torch.load(path, map_location='cpu', weights_only=False, **options)  # torch's is another allowlist
+        if not weights_only:
+            content = torch.load(path, map_location='cpu', weights_only=False)
+        elif kind == 'zip':
+            content = read_archive(path)
+        else:
+            content = read_legacy(path)
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {name!r} {error}') from None
     except Forbidden as error:
-        raise CheckpointError(f'checkpoint {name!r} holds {error}, which is no data and could run code: it was not '
-                              'loaded; if you trust where it comes from, set weights_only=False beside its '
-                              'name') from None
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises all kinds for a damaged file
+        raise CheckpointError(f'checkpoint {name!r} holds {error}, which is not among the data that mmtok reads, and '
+                              'could run code: it was not loaded; if you trust where it comes from, set '
+                              'weights_only=False beside its name') from None
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f'checkpoint {name!r} needs code that is not installed here ({first_line(error)}): '
+                              'install what it was saved with, or save its state_dict there') from error
+    except Exception as error:  # torch and zipfile raise all kinds for a damaged file
         raise CheckpointError(f'checkpoint {name!r} is damaged or cut short ({first_line(error)}): copy or download '
                               'it again') from error
     if isinstance(content, torch.nn.Module):
@@ -80,15 +93,25 @@ def main_process_first() -> Iterator[None]:
             barrier()
 
 
+def cache_of(url: str) -> str | None:
+    """torch.hub's folder for a name with a hash, as mmengine and timm share it; else one for this URL alone.
+
+    Many hosts call all of their files model.safetensors.
+    """
+    if re.search(r'-[0-9a-f]{8,}\.', url.rpartition('/')[2]):
+        return None
+    return str(Path(get_cache_dir()) / f'mmtok-{hashlib.sha256(url.encode()).hexdigest()[:12]}')
+
+
 def download(url: str) -> Path:
     """The file of a URL, downloaded once."""
     try:
         with main_process_first():
-            return Path(download_cached_file(url, progress=is_main_process()))
+            return Path(download_cached_file(url, progress=is_main_process(), cache_dir=cache_of(url)))
     except HTTPError as error:
         raise CheckpointError(f'checkpoint {url!r} cannot be downloaded: the server answers {error.code} '
                               f'({error.reason})') from error
-    except (URLError, TimeoutError, ConnectionError) as error:
+    except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
         raise CheckpointError(f'checkpoint {url!r} cannot be downloaded ({getattr(error, "reason", error)}): fetch it '
                               'where there is a network and name the file') from error
     except (OSError, RuntimeError, ValueError) as error:  # a full disk, another hash than in the name, no URL
@@ -103,18 +126,22 @@ def local_file(location: str) -> Path:
     if '://' in location:
         raise CheckpointError(f'checkpoint {location!r} is no place that mmtok knows: name a file, http(s)://..., or '
                               f'{TIMM}MODEL')
-    path = Path(location).expanduser()
-    if path.is_dir():
-        inside = sorted(str(file) for file in path.iterdir() if file.suffix in ('.pth', '.pt', '.safetensors'))
+    try:
+        path = Path(location).expanduser()
+        inside = sorted(str(file) for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else None
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home that is not there
+        raise CheckpointError(f'checkpoint {location!r} cannot be read ({error})') from error
+    if inside is not None:
         raise CheckpointError(f'checkpoint {location!r} is a directory: name a file'
                               + (f' in it, such as {inside[-1]!r}' if inside else ''))
-    if not path.is_file():
+    if not there:
         raise CheckpointError(f'checkpoint {location!r} does not exist: put it there or name another one')
     return path
 
 
 def sniff(path: Path, name: str) -> str:
-    """'safetensors' or 'pickle', by the first bytes.
+    """'safetensors', 'zip' or 'legacy' (torch's format before 1.6), by the first bytes.
 
     Raises:
         CheckpointError: For anything else.
@@ -128,13 +155,13 @@ def sniff(path: Path, name: str) -> str:
     if not start:
         raise CheckpointError(f'checkpoint {name!r} is empty: copy or download it again')
     if start[:4] == ZIP:
-        return sniff_zip(path, name)
+        return 'zip'
     if start[5:9] == b'\0\0\0{':  # after the length of a header in JSON
         if struct.unpack('<Q', start[:8])[0] + 8 > size:
             raise CheckpointError(f'checkpoint {name!r} is cut short: copy or download it again')
         return 'safetensors'
     if start[:1] == PICKLE:
-        return 'pickle'
+        return 'legacy'
     other = next((fault for sign, fault in OTHERS.items() if start.startswith(sign)), None)
     if other is None and start.lstrip()[:1] == b'<':
         other = 'is a web page, not a checkpoint: the link that it came from leads to a page; download the file itself'
@@ -142,23 +169,6 @@ def sniff(path: Path, name: str) -> str:
         text = all(byte in b'\t\n\r' or 32 <= byte < 127 for byte in start)
         other = f'is {"a text file" if text else "of an unknown kind"}, not a checkpoint: give a .pth or .safetensors'
     raise CheckpointError(f'checkpoint {name!r} {other}')
-
-
-def sniff_zip(path: Path, name: str) -> str:
-    """torch writes zip files; so do others."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {member.split('/', 1)[-1] for member in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f'checkpoint {name!r} is cut short or damaged ({error}): copy or download it '
-                              'again') from error
-    if 'constants.pkl' in members:
-        raise CheckpointError(f'checkpoint {name!r} is a TorchScript program, which would be run: save '
-                              'torch.jit.load(FILE).state_dict() with torch.save and name that')
-    if 'data.pkl' not in members:
-        what = 'a NumPy archive' if any(member.endswith('.npy') for member in members) else 'a zip file'
-        raise CheckpointError(f'checkpoint {name!r} is {what}, not a checkpoint of PyTorch')
-    return 'pickle'
 
 
 def read_safetensors(path: Path, name: str) -> dict:
@@ -170,13 +180,17 @@ def read_safetensors(path: Path, name: str) -> dict:
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f'checkpoint {name!r} is damaged or cut short ({error}): copy or download it '
                               'again') from error
-    return {'state_dict': state, 'meta': meta}
+    return {'state_dict': state, 'meta': json.loads(meta[META]) if META in meta else meta}
 
 
 def read_timm(location: str) -> dict[str, torch.Tensor]:
     """timm's pretrained model of a name, downloaded, cached and renamed by timm's own code."""
     name = location.removeprefix(TIMM)
-    if not name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model_pretrained(name):
+    if name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')):  # a place of anyone's
+        if signature(hub.load_state_dict_from_path).parameters['weights_only'].default is not True:
+            raise CheckpointError(f'{location!r} could run code with timm {timm.__version__}: install a newer timm, or '
+                                  'download the file and name it')
+    elif not timm.is_model_pretrained(name):
         like = timm.list_pretrained(f'{name.split(".")[0]}*')[:3]
         raise CheckpointError(f'timm has no pretrained model {name!r}'
                               + (f': do you mean {", ".join(like)}' if like else ' (see timm.list_pretrained())'))

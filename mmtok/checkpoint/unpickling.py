@@ -1,4 +1,4 @@
-"""torch.load with an unpickler that makes data alone: tensors, arrays, and the bookkeeping of trainings as dicts.
+"""An unpickler that makes data alone: tensors, arrays, and the bookkeeping of trainings as dicts.
 
 torch's own `weights_only` refuses what the authors' and mm* files hold beside their tensors (Namespace, HistoryBuffer,
 CfgNode), and torch 2.1 has no way to allow more. This allowlist is the same on every torch.
@@ -6,10 +6,17 @@ CfgNode), and torch 2.1 has no way to allow more. This allowlist is the same on 
 
 import collections
 import pickle
+import re
 from argparse import Namespace
 
 import numpy as np
 import torch
+
+DTYPE = re.compile('[biufcSU][0-9]+')  # no pointers: numpy takes the bytes of a pickled 'O' for addresses
+
+
+class Forbidden(pickle.UnpicklingError):
+    """A pickle asks for what is not on the list; the message names it."""
 
 
 class Record(dict):
@@ -27,10 +34,52 @@ class CfgNode(Record):
     """yacs' dict, in Swin's files."""
 
 
+class Array:
+    """Stands for numpy's ndarray where a pickle names it."""
+
+
+class PendingDtype:
+    """numpy.dtype(spec, ...), until its state is there."""
+
+    def __init__(self, spec: str, *_):
+        if not isinstance(spec, str) or not DTYPE.fullmatch(spec):
+            raise Forbidden(f'an array of {spec!r}')
+        self.spec = spec
+
+    def finish(self, state: tuple) -> np.dtype:
+        order, fields = state[1], state[2:5]
+        if order not in ('<', '>', '|', '=') or any(field is not None for field in fields):
+            raise Forbidden(f'an array of {self.spec!r} with {state!r}')
+        return np.dtype(self.spec).newbyteorder(order)  # its flags are numpy's own, not those of the pickle
+
+
+class PendingArray:
+    """What numpy's `_reconstruct` makes, until its state is there."""
+
+    def __init__(self, *_):
+        pass
+
+    def finish(self, state: tuple) -> np.ndarray:
+        _, shape, dtype, fortran, content = state
+        content = content.encode('latin1') if isinstance(content, str) else content
+        return np.frombuffer(content, checked(dtype)).reshape(shape, order='F' if fortran else 'C').copy()
+
+
+def scalar(dtype: np.dtype, content: bytes | str) -> np.generic:
+    content = content.encode('latin1') if isinstance(content, str) else content
+    return np.frombuffer(content, checked(dtype))[0]
+
+
+def checked(dtype: np.dtype) -> np.dtype:
+    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+        raise Forbidden(f'an array of {dtype!r}')
+    return dtype
+
+
 def encode(text: str, encoding: str) -> bytes:
     """What Python 2 and protocol 2 make bytes with."""
     if encoding not in ('latin1', 'latin-1'):
-        raise pickle.UnpicklingError(f'_codecs.encode with {encoding}')
+        raise Forbidden(f'_codecs.encode with {encoding!r}')
     return text.encode('latin1')
 
 
@@ -38,31 +87,34 @@ def no_attribute(holder: object, name: str) -> None:
     """In place of `getattr`: mmengine's HistoryBuffer keeps its own methods, which nothing here calls."""
 
 
+def path(*parts: str) -> str:
+    return '/'.join(parts).replace('//', '/')
+
+
 def harmless() -> dict[tuple[str, str], object]:
-    """What a checkpoint may name: (module, name) -> what is built instead."""
+    """What a checkpoint may name: (module, name) -> what is built for it."""
     found = {('argparse', 'Namespace'): Namespace, ('yacs.config', 'CfgNode'): CfgNode,
-             ('mmengine.logging.history_buffer', 'HistoryBuffer'): HistoryBuffer,
-             ('collections', 'OrderedDict'): collections.OrderedDict,
-             ('collections', 'defaultdict'): collections.defaultdict, ('_codecs', 'encode'): encode,
-             ('torch', 'Size'): torch.Size, ('torch', 'device'): torch.device,
-             ('builtins', 'getattr'): no_attribute}
+             ('mmengine.logging.history_buffer', 'HistoryBuffer'): HistoryBuffer, ('_codecs', 'encode'): encode,
+             ('torch', 'Size'): torch.Size, ('torch', 'device'): torch.device, ('builtins', 'getattr'): no_attribute,
+             ('numpy', 'ndarray'): Array, ('numpy', 'dtype'): PendingDtype}
+    for name in ('OrderedDict', 'defaultdict', 'Counter', 'deque'):
+        found['collections', name] = getattr(collections, name)
     for kind in (bool, bytearray, complex, dict, float, frozenset, int, list, set, str, tuple):
         found['builtins', kind.__name__] = kind
+    for name in ('PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'):
+        found['pathlib', name] = path
     for name in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'):
         found['torch._utils', name] = getattr(torch._utils, name)
     for name, value in vars(torch).items():
         if isinstance(value, torch.dtype):
             found['torch', name] = value
-    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # numpy 1 and 2
-        found[core, '_reconstruct'], found[core, 'scalar'] = reconstruct, scalar
-    for kind in (np.ndarray, np.dtype, *{np.dtype(code).type for code in np.typecodes['All']}):
-        found['numpy', kind.__name__] = kind
+        found[core, '_reconstruct'], found[core, 'scalar'] = PendingArray, scalar
     return found
 
 
 HARMLESS = harmless()
-FILLED = (Record, Namespace, collections.OrderedDict, collections.defaultdict, torch.Tensor, np.ndarray, np.dtype)
+FILLED = (Record, Namespace, collections.OrderedDict, collections.defaultdict, collections.Counter)
 
 
 class Unpickler(pickle._Unpickler):  # in Python, so that what may be filled with a state can be chosen too
@@ -78,15 +130,18 @@ class Unpickler(pickle._Unpickler):  # in Python, so that what may be filled wit
 
     def fill(self) -> None:
         """The BUILD operation, which could write attributes of classes and functions."""
-        if not isinstance(self.stack[-2], FILLED):
-            raise Forbidden(f'a state for {type(self.stack[-2]).__name__}')
-        self.load_build()
+        target, state = self.stack[-2:]
+        if isinstance(target, (PendingDtype, PendingArray)):
+            made = target.finish(state)
+            self.stack.pop()
+            self.stack[-1] = made
+            self.memo.update({key: made for key, value in self.memo.items() if value is target})
+        elif isinstance(target, FILLED) and isinstance(state, dict):
+            self.load_build()
+        else:
+            raise Forbidden(f'a state for {getattr(target, "__name__", type(target).__name__)}')
 
     dispatch[pickle.BUILD[0]] = fill
-
-
-class Forbidden(pickle.UnpicklingError):
-    """A pickle names what is not on the list; the message is its name."""
 
 
 class DataPickle:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..errors import StorageError
 
 TEMPORARY = '.unfinished'  # behind the name of a file that is being written
+META = 'mmtok'  # the metadata of a .safetensors file that hold ours, as JSON
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 
 
@@ -41,14 +43,14 @@ def write_whole(path: str, data: bytes) -> None:
 
 
 def checkpoint_bytes(state: dict[str, Tensor], meta: dict, suffix: str, wrapper: str = 'state_dict') -> bytes:
-    """A checkpoint as the content of a .safetensors file, whose metadata are text, or of a .pth file.
+    """A checkpoint as the content of a .safetensors file, or of a .pth file.
 
     Args:
         wrapper: Under which name a .pth file holds the tensors; '' for the tensors alone.
     """
     state = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}  # no larger storages
     if suffix == '.safetensors':
-        return safetensors_bytes(state, {key: str(value) for key, value in meta.items()})
+        return safetensors_bytes(state, {'format': 'pt', META: json.dumps(meta, default=str)})
     buffer = io.BytesIO()
     torch.save({wrapper: state, 'meta': meta} if wrapper else state, buffer)
     return buffer.getvalue()
@@ -62,9 +64,13 @@ def check_target(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise StorageError(f'{str(path)!r} must end in {", ".join(SUFFIXES)}')
-    if path.exists():
+    try:
+        there, folder = path.exists(), path.resolve().parent.is_dir()
+    except OSError as error:
+        raise StorageError(f'{str(path)!r} cannot be written ({error.strerror or error})') from error
+    if there:
         raise StorageError(f'{str(path)!r} exists: name another file or move it away')
-    if not path.resolve().parent.is_dir():
+    if not folder:
         raise StorageError(f'the folder of {str(path)!r} does not exist: make it first')
 
 

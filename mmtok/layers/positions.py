@@ -57,7 +57,7 @@ def source_grid(count: int, target: tuple[int, int], img_size: Sequence[int] | N
     It is what an image size makes of it; without one the square, or what has the proportions of our own grid.
 
     Raises:
-        CheckpointError: When the image size makes another number, or nothing makes this one.
+        CheckpointError: When the image size makes another number, or it could be two grids or none.
     """
     if img_size is not None:
         grid = tuple(-(-side // stride) for side in img_size)
@@ -65,10 +65,12 @@ def source_grid(count: int, target: tuple[int, int], img_size: Sequence[int] | N
             raise CheckpointError(f'{name} of the checkpoint has {count} positions, but img_size={tuple(img_size)} '
                                   f'makes {grid[0]}x{grid[1]} at stride {stride}')
         return grid
-    height = math.isqrt(count)
-    if height**2 != count:
-        height = math.isqrt(count * target[0] // target[1])
-        if height * height * target[1] != count * target[0] or count % max(height, 1):
-            raise CheckpointError(f'{name} of the checkpoint has {count} positions, which make no square: say from '
-                                  'which image size they are, with init_cfg=dict(..., img_size=(HEIGHT, WIDTH))')
-    return height, count // height
+    square, tall = math.isqrt(count), math.isqrt(count * target[0] // target[1])
+    found = {(square, square)} if square**2 == count else set()
+    if tall and tall * tall * target[1] == count * target[0] and count % tall == 0:
+        found.add((tall, count // tall))
+    if len(found) != 1:
+        fault = ' or '.join(f'{height}x{width}' for height, width in sorted(found)) or 'no square'
+        raise CheckpointError(f'{name} of the checkpoint has {count} positions, which make {fault}: say from which '
+                              'image size they are, with init_cfg=dict(..., img_size=(HEIGHT, WIDTH))')
+    return found.pop()
