@@ -272,7 +272,12 @@ def web(tmp_path, monkeypatch):
     folder = tmp_path / 'web'
     folder.mkdir()
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, text, *values):
+            with (tmp_path / 'requests').open('a') as file:
+                file.write(text % values + '\n')
+    handler = partial(Handler, directory=folder)
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}', folder
@@ -310,3 +315,28 @@ def test_timm_s_own_hub_code(tmp_path):
     model = DeiT('tiny', init_cfg=dict(type='Pretrained', checkpoint=f'timm://local-dir:{tmp_path}/hub'))
     model.init_weights()
     assert torch.equal(model.trunk.cls_token, peer.cls_token)
+
+
+def test_timm_s_hub_code_of_old_is_not_trusted(tmp_path, monkeypatch):
+    """Before it read weights only."""
+    monkeypatch.setattr('timm.models._hub.load_state_dict_from_path', lambda path, weights_only=False: None)
+    refused(f'timm://local-dir:{tmp_path}', 'could run code with timm')
+
+
+def read_in_a_group(rank, url, folder):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=2)
+    try:
+        read_checkpoint(url)
+    except CheckpointError as error:
+        (folder / f'error{rank}').write_text(str(error))
+
+
+def test_several_processes_download_once_and_do_not_wait_for_ever(web, tmp_path):
+    address, folder = web
+    torch.save(TENSORS, folder / 'model.pth')
+    torch.multiprocessing.spawn(read_in_a_group, (f'{address}/model.pth', tmp_path), nprocs=2)
+    assert (tmp_path / 'requests').read_text().count('GET /model.pth') == 1
+    assert not list(tmp_path.glob('error*'))
+    (tmp_path / 'group').unlink(missing_ok=True)
+    torch.multiprocessing.spawn(read_in_a_group, (f'{address}/gone.pth', tmp_path), nprocs=2)
+    assert all('answers 404' in (tmp_path / f'error{rank}').read_text() for rank in range(2))

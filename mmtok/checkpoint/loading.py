@@ -83,7 +83,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
         weights_only: See `read_checkpoint`.
         img_size: (height, width) in pixels of the images that the checkpoint was trained on, needed where its position
             embedding belongs to a grid that is neither square nor of our own shape.
-        map_location: Of mmengine's Pretrained, and without effect: files are read onto the CPU and copied to the backbone.
+        map_location: Of mmengine's Pretrained; without effect, as files are read onto the CPU and copied from there.
 
     Raises:
         CheckpointError: When the file cannot be read or does not fit; nothing is loaded then.
