@@ -51,3 +51,15 @@ def authors_swin(state):
              for key, value in state.items()}
     return {**state, 'layers.0.blocks.1.attn_mask': torch.zeros(64, 49, 49),
             'layers.0.blocks.0.attn.relative_position_index': torch.zeros(49, 49)}
+
+
+def authors_pvt_v2(state):
+    """The authors number from 1 and keep patch embeddings and norms outside of the stages."""
+    names = {}
+    for key, value in state.items():
+        key = key.replace('mlp.dwconv.', 'mlp.dwconv.dwconv.')
+        key = re.sub(r'^patch_embed\.', 'patch_embed1.', key)
+        for ours, theirs in (('downsample', 'patch_embed'), ('blocks', 'block'), ('norm', 'norm')):
+            key = re.sub(rf'^stages\.(\d)\.{ours}\.', lambda m, t=theirs: f'{t}{int(m[1]) + 1}.', key)
+        names[key] = value
+    return names

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from mmtok.backbones import PVT, DeiT, PVTv2, Swin, T2TViT
 from mmtok.checkpoint.formats import to_own_names, to_public_names
 from mmtok.errors import CheckpointError
-from peers import authors_swin, load, mend_scale, randomise, relative_error
+from peers import authors_pvt_v2, authors_swin, load, mend_scale, randomise, relative_error
 
 CLASSIFICATION = dict(window_rule='classification', drop_path_rate=0.0)
 
@@ -34,18 +34,6 @@ def maps(model, x):
 def mended_maps(model, x):
     mend_scale(model)
     return model(x)
-
-
-def authors_pvt_v2(state):
-    """The authors number from 1 and keep patch embeddings and norms outside of the stages."""
-    names = {}
-    for key, value in state.items():
-        key = key.replace('mlp.dwconv.', 'mlp.dwconv.dwconv.')
-        key = re.sub(r'^patch_embed\.', 'patch_embed1.', key)
-        for ours, theirs in (('downsample', 'patch_embed'), ('blocks', 'block'), ('norm', 'norm')):
-            key = re.sub(rf'^stages\.(\d)\.{ours}\.', lambda m, t=theirs: f'{t}{int(m[1]) + 1}.', key)
-        names[key] = value
-    return names
 
 
 LEVELS = (2, 5, 8, 11)

@@ -1,6 +1,5 @@
 """`mmtok.PVTv2` against timm's and mmdet's on the same weights."""
 
-import re
 
 import pytest
 import timm
@@ -10,22 +9,9 @@ from mmdet.models.backbones.pvt import PyramidVisionTransformerV2, pvt_convert
 from mmtok.backbones import PVTv2
 from mmtok.backbones.pvt_v2 import ARCHS
 from mmtok.errors import ConfigError
-from peers import randomise, relative_error, timm_names
+from peers import authors_pvt_v2, randomise, relative_error, timm_names
 
 SIZES = [(64, 64), (224, 224), (320, 448), (97, 161), (256, 309)]
-
-
-def authors_names(state):
-    """timm's names -> the authors', which mmdet converts."""
-    names = {}
-    for key, value in state.items():
-        key = key.replace('mlp.dwconv.', 'mlp.dwconv.dwconv.')
-        key = re.sub(r'^patch_embed\.', 'patch_embed1.', key)
-        key = re.sub(r'^stages\.(\d)\.downsample\.', lambda m: f'patch_embed{int(m[1]) + 1}.', key)
-        key = re.sub(r'^stages\.(\d)\.blocks\.', lambda m: f'block{int(m[1]) + 1}.', key)
-        key = re.sub(r'^stages\.(\d)\.norm\.', lambda m: f'norm{int(m[1]) + 1}.', key)
-        names[key] = value
-    return names
 
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
@@ -34,7 +20,7 @@ def test_equals_timm_and_mmdet(size):
     peer = timm.create_model('pvt_v2_b0', num_classes=0).eval()
     peer.load_state_dict(timm_names(ours))
     other = PyramidVisionTransformerV2(embed_dims=32, num_layers=[2, 2, 2, 2], drop_path_rate=0.0).eval()
-    other.load_state_dict(pvt_convert(authors_names(timm_names(ours))))
+    other.load_state_dict(pvt_convert(authors_pvt_v2(timm_names(ours))))
     x = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = peer.forward_intermediates(x, intermediates_only=True)
@@ -66,19 +52,6 @@ def test_gradients_equal_timm():
     for name, parameter in ours.named_parameters():
         name = name.removeprefix('trunk.').replace('tokenizer.', 'patch_embed.')
         assert relative_error(parameter.grad, theirs[name].grad) <= 1e-4, name
-
-
-@pytest.mark.parametrize('form', ['timm', 'authors'])
-def test_public_files_load_whole(form, tmp_path):
-    peer = randomise(timm.create_model('pvt_v2_b0'))
-    state = peer.state_dict() if form == 'timm' else {'state_dict': authors_names(peer.state_dict())}
-    torch.save(state, tmp_path / 'file.pth')
-    ours = PVTv2('b0', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')))
-    ours.init_weights()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = peer.forward_intermediates(x, intermediates_only=True)
-        assert all(torch.equal(a, e) for a, e in zip(ours.eval()(x), expected, strict=True))
 
 
 @pytest.mark.parametrize('options, message', [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..checkpoint.formats import DEIT
 from ..registry import MODELS
-from .base import find_arch
+from .arguments import find_arch
 from .vit import PlainViT
 
 ARCHS = {

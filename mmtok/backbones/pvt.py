@@ -9,7 +9,8 @@ from ..checkpoint.formats import PVT as NAMES
 from ..checkpoint.naming import count_levels
 from ..errors import ConfigError
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_image_size, find_arch, find_indices, name_arch
+from .arguments import check_image_size, find_arch, find_indices, name_arch
+from .base import Stage, TokenBackbone
 
 ARCHS = {
     'small': dict(depths=(3, 4, 6, 3)),

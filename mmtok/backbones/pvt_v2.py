@@ -8,7 +8,8 @@ from torch import Tensor
 from ..checkpoint.formats import PVT_V2
 from ..checkpoint.naming import count_levels
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices, name_arch
+from .arguments import check_heads, find_arch, find_indices, name_arch
+from .base import Stage, TokenBackbone
 from .pyramid import NormedTokens, take_small_maps
 
 ARCHS = {

@@ -14,7 +14,8 @@ from ..checkpoint.formats import SWIN
 from ..checkpoint.naming import count_levels
 from ..errors import check_choice, check_positive_int
 from ..registry import MODELS
-from .base import Stage, TokenBackbone, check_heads, find_arch, find_indices, name_arch
+from .arguments import check_heads, find_arch, find_indices, name_arch
+from .base import Stage, TokenBackbone
 from .pyramid import NormedTokens
 
 ARCHS = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checkpoint.formats import T2T
 from ..registry import MODELS
 from ..tokenizers import T2TTokenizer
-from .base import find_arch
+from .arguments import find_arch
 from .vit import PlainTrunk, PlainViT
 
 ARCHS = {

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..checkpoint.naming import count_levels
 from ..errors import CheckpointError
 from ..layers.positions import PositionCache, source_grid
-from .base import Stage, TokenBackbone, check_heads, check_image_size, find_indices, name_arch, usual_heads
+from .arguments import check_heads, check_image_size, find_indices, name_arch, usual_heads
+from .base import Stage, TokenBackbone
 
 
 class TokenInput(nn.Module):
