@@ -53,6 +53,7 @@ class TokenBackbone(BaseModule):
     """
 
     public_names: dict[str, tuple[Rule, ...]] = {}  # how others name the tensors
+    unseen = ''  # the size of an arch that no tensor shows
 
     def __new__(cls, *args, **kwargs):
         hint = '; a config that replaces the backbone of its _base_ needs _delete_=True'

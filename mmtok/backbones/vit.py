@@ -74,6 +74,8 @@ def resample_positions(positions: Tensor, size: tuple[int, int], old_size: tuple
 class PlainViT(TokenBackbone):
     """A tokenizer before a `PlainTrunk`; all outputs have the stride of the tokens. See `DeiT` for the arguments."""
 
+    unseen = 'num_heads'
+
     def __init__(self, arch: dict, img_size: int | tuple[int, int], patch_size: int, tokenizer: dict | nn.Module,
                  token_prop: dict | None, out_indices: Sequence[int], final_norm: bool, classifier: bool,
                  frozen_stages: int, drop_path_rate: float, with_cp: bool, mask_padding: bool, init_cfg: dict | None,

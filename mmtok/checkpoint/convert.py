@@ -10,7 +10,7 @@ from ..errors import CheckpointError
 from ..version import __version__
 from .formats import BUFFERS, to_public_names
 from .identify import identify
-from .loading import compare, short, unwrap
+from .loading import compare, parts, short, unwrap
 from .naming import Rule
 from .reading import read_checkpoint
 from .writing import check_target, checkpoint_bytes, write_new
@@ -34,12 +34,15 @@ def inspect(location: str, weights_only: bool = True) -> str:
         return layout(lines)
     backbone, named = found.build(), found.named
     match = compare(backbone, named, resample=False)  # what it resembles is as large as it
-    lines += [('trunk', found.call()), ('names of', named.format + (f', below {named.prefix!r}'
+    lines += [('trunk', found.call())]
+    if found.guessed:
+        lines.append(('', f'of which {found.guessed} is in no tensor: 64 channels for each are taken'))
+    lines += [('names of', named.format + (f', below {named.prefix!r}'
                                                                           if named.prefix else '')),
               ('loads', f'{len(match.loaded)} of {len(match.trunk)} trunk tensors, and '
                f'{len(match.fitting) - len(match.loaded)} others')]
     for what, names in (('missing', match.missing), ('other shape', match.misshapen), ('starts fresh', match.fresh),
-                        ('not used', match.unused)):
+                        ('not used', match.unused), ('other parts', parts(match.outside))):
         if names:
             lines.append((what, short(names)))
     if any(name in match.fitting for name in ('tokenizer.proj.weight', 'tokenizer.patch.proj.weight')):
@@ -77,8 +80,8 @@ def convert(location: str, target: Path, to: str, weights_only: bool = True) -> 
         if lost:
             raise CheckpointError(f'checkpoint {location!r} has a tokenizer that {to} does not have ({short(lost)}): '
                                   'inspect lists what it converts to')
-    left += [name for name in found.named.unknown + found.named.outside if not name.endswith(BUFFERS)]
-    meta = {'mmtok_version': __version__, 'trunk': found.kind.__name__, 'options': found.arguments()}
+    left += [name for name in found.named.unknown if not name.endswith(BUFFERS)] + parts(found.named.outside)
+    meta = {'mmtok_version': __version__, 'trunk': found.kind.__name__, 'options': found.seen()}
     wrapper = {'timm': '', 'authors': 'model', 'authors-detection': 'model'}.get(to, 'state_dict')
     write_new(target, checkpoint_bytes(state, meta, target.suffix, wrapper))
     return (f'wrote {target}: {found.call()}, {len(state)} tensors with names of {to}, which were those of '
@@ -115,7 +118,7 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
     meta = {key: value for key, value in old.items() if key in KEPT}
     meta.update(mmtok_version=__version__, source=Path(location).name)
     if found is not None:
-        meta.update(trunk=found.kind.__name__, options=found.arguments())
+        meta.update(trunk=found.kind.__name__, options=found.seen())
     data = checkpoint_bytes(kept, meta, target.suffix)
     path = target.with_name(f'{target.stem}-{hashlib.sha256(data).hexdigest()[:8]}{target.suffix}')
     write_new(path, data)

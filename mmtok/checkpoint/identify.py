@@ -30,6 +30,18 @@ class Identity:
         tokenizer = tokenizer_of(self.named.state)
         return self.options if tokenizer is None else {**self.options, 'tokenizer': tokenizer}
 
+    @property
+    def guessed(self) -> str:
+        """Which size of the arch no tensor shows; '' where its name says it."""
+        return self.kind.unseen if isinstance(self.options['arch'], dict) else ''
+
+    def seen(self) -> dict:
+        """The arguments without what is guessed."""
+        if not self.guessed:
+            return self.arguments()
+        arch = {key: value for key, value in self.options['arch'].items() if key != self.guessed}
+        return {**self.arguments(), 'arch': arch}
+
     def build(self) -> nn.Module:
         return self.kind(**self.arguments())
 

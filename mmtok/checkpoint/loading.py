@@ -1,5 +1,6 @@
 """What is behind `init_cfg` of a backbone: a public checkpoint's tensors -> those of tokenizer and trunk."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -48,7 +49,8 @@ class Match:
         misshapen: Names of tensors with another shape than ours.
         fresh: Names of our tensors outside of the trunk that the checkpoint does not have.
         surplus: Names of tensors that would belong to the trunk and that this one does not have.
-        unused: These and all other names of the checkpoint's that nothing here takes.
+        unused: These and all other names of the backbone's part that nothing here takes.
+        outside: Names of other parts of a model, such as a segmentor's heads.
     """
 
     fitting: dict[str, Tensor]
@@ -58,6 +60,7 @@ class Match:
     fresh: list[str]
     surplus: list[str]
     unused: list[str]
+    outside: list[str]
 
     @property
     def loaded(self) -> list[str]:
@@ -191,7 +194,7 @@ def compare(backbone: nn.Module, named: Named, img_size: Sequence[int] | None = 
         fresh=[name for name in target if name not in fitting and not name.startswith(('trunk.', 'token_prop.'))],
         surplus=[name for name in extra if name.startswith('trunk.') and not name.startswith(OPTIONAL)]
         + [name for name in named.unknown if not name.removeprefix(named.prefix).startswith(HEADS)],
-        unused=extra + named.unknown + named.outside)
+        unused=extra + named.unknown, outside=named.outside)
 
 
 def shape(tensor: Tensor) -> str:
@@ -202,6 +205,11 @@ def short(names) -> str:
     """The first names of many."""
     names = list(names)
     return ', '.join(names[:SHOWN]) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
+
+
+def parts(names: Sequence[str]) -> list[str]:
+    """The modules that names begin with: neck.* (12 tensors)."""
+    return [f'{part}.* ({count} tensors)' for part, count in Counter(name.split('.')[0] for name in names).items()]
 
 
 def describe_misfit(backbone: nn.Module, match: Match, state: dict[str, Tensor]) -> str:
@@ -229,6 +237,8 @@ def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> 
     logger = MMLogger.get_current_instance()
     counts = [('resized', match.resized), ('missing', match.missing), ('unexpected', match.unused)]
     text = ', '.join(f'{len(names)} {what}' + (f' ({short(names)})' if names else '') for what, names in counts)
+    if match.outside:
+        text += f', {len(match.outside)} of other parts ({short(parts(match.outside))})'
     logger.info(f'Loaded {checkpoint} (names of {named.format}): {len(match.loaded)} of {len(match.trunk)} trunk '
                 f'tensors, {text}; as initialised beside the trunk: {short(match.fresh) or "none"}')
     if match.surplus:
