@@ -52,7 +52,7 @@ def test_frozen_tokenizer_stays_random(peer, tmp_path):
 def test_distilled_file_is_refused(tmp_path):
     state = timm.create_model('deit_tiny_distilled_patch16_224').state_dict()
     torch.save({'model': state}, tmp_path / 'file.pth')
-    with pytest.raises(ConfigError, match='is a distilled DeiT, which has a second class token'):
+    with pytest.raises(ConfigError, match='is of a distilled DeiT, which has a second class token'):
         pretrained(tmp_path / 'file.pth')
 
 

@@ -171,7 +171,7 @@ def test_an_unknown_tensor_of_the_trunk_is_warned_of(tmp_path, log):
     state = timm.create_model('deit_tiny_patch16_224').state_dict() | {'norm_pre.weight': torch.ones(192)}
     del state['blocks.0.norm1.bias']
     taken(state, DeiT('tiny'), tmp_path)
-    warnings = [text for level, text in log if level == 'WARNING']
+    warnings = warnings_of(log)
     assert len(warnings) == 2 and 'norm_pre.weight' in warnings[0] and 'trunk.blocks.0.norm1.bias' in warnings[1]
 
 
@@ -202,5 +202,40 @@ def test_mmengine_s_other_names_for_it(kind, tmp_path):
     state = timm.create_model('deit_tiny_patch16_224').state_dict()
     torch.save({'model': state}, tmp_path / 'file.pth')
     ours = DeiT('tiny', init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'file.pth')))
+    ours.init_weights()
+    assert torch.equal(ours.trunk.cls_token, state['cls_token'])
+
+
+def warnings_of(log):
+    return [text for level, text in log if level == 'WARNING']
+
+
+def test_what_is_new_in_a_tokenizer_is_said(tmp_path, log):
+    transformer = T2TViT(tokenizer=TRANSFORMER)
+    torch.save(transformer.state_dict(), tmp_path / 'file.pth')
+    load(T2TViT(tokenizer={**TRANSFORMER, 'moto': dict()}), tmp_path / 'file.pth')
+    assert not warnings_of(log) and log[-1][1].startswith('New in the tokenizer T2TTokenizer, and to be trained: '
+                                                          'tokenizer.moto.0.gate, ')
+    load(T2TViT(), tmp_path / 'file.pth')
+    text, = warnings_of(log)
+    assert 'start at random' in text and "there is {'type': 'mmtok.T2TTokenizer'" in text
+    assert "'attention': 'transformer'" in text
+
+
+def test_a_frozen_tokenizer_stays_random_and_says_so(tmp_path, log):
+    torch.save(timm.create_model('deit_tiny_patch16_224').state_dict(), tmp_path / 'file.pth')
+    ours = DeiT('tiny', tokenizer=dict(type='mmtok.FrozenTokenizer'))
+    before = ours.tokenizer.proj.weight.clone()
+    load(ours, tmp_path / 'file.pth')
+    assert torch.equal(ours.tokenizer.proj.weight, before)
+    text, = warnings_of(log)
+    assert text.startswith('FrozenTokenizer keeps its random patch embedding, as it is meant to, and not that of')
+    assert '2 unexpected (tokenizer.proj.weight, tokenizer.proj.bias)' in log[-2][1]
+
+
+def test_a_path_is_a_place_too(tmp_path):
+    state = timm.create_model('deit_tiny_patch16_224').state_dict()
+    torch.save(state, tmp_path / 'file.pth')
+    ours = DeiT('tiny', init_cfg=dict(type='Pretrained', checkpoint=tmp_path / 'file.pth'))
     ours.init_weights()
     assert torch.equal(ours.trunk.cls_token, state['cls_token'])

@@ -70,7 +70,7 @@ BAD = {
     'no tensors': (lambda path: pickled({'epoch': 3, 'lr': 0.1}), 'holds no tensors, only epoch, lr'),
     'cut pickle': (lambda path: pickled(TENSORS, _use_new_zipfile_serialization=False)[:200],
                    'is damaged or cut short'),
-    'bare pickle': (lambda path: pickle.dumps({'a': 1}), 'is damaged or cut short'),
+    'bare pickle': (lambda path: pickle.dumps({'a': 1}), 'is a pickle that torch.save did not write'),
 }
 
 
@@ -247,6 +247,9 @@ def test_a_yacs_config_is_a_dict(tmp_path, monkeypatch):
 @pytest.mark.parametrize('init_cfg, message', [
     ('file.pth', "init_cfg='file.pth' must be None, or a dict such as"),
     (dict(checkpoint='file.pth'), "must be None, or a dict such as dict(type='Pretrained'"),
+    (dict(type='pretrained', checkpoint='file.pth'), "has type='pretrained', which mmengine does not have"),
+    (dict(type='Pretrained', checkpoint='file.pth', strict='no'), "init_cfg.strict='no' must be True or False"),
+    (dict(type='Pretrained', checkpoint='file.pth', prefix=3), 'init_cfg.prefix=3 must be a name or None'),
     (dict(type='Pretrained'), 'has checkpoint=None: name a file, a URL or timm://MODEL'),
     (dict(type='Pretrained', checkpoint=''), "has checkpoint=''"),
     (dict(type='Pretrained', checkpoint='file.pth', stric=False), 'has no option stric; it takes checkpoint, prefix'),

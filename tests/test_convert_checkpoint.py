@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import mmdet.models.backbones as mmdet_backbones
+import mmseg.models.backbones as mmseg_backbones
 import pytest
 import timm
 import torch
@@ -113,7 +114,7 @@ def test_as_a_command(tmp_path):
 
 
 @pytest.mark.parametrize('out, to, error, message', [
-    ('out.pth', 'mmpretrain', CheckpointError, 'is no format for a PVTv2; choose from mmtok, timm, authors, mmdet'),
+    ('out.pth', 'mmpretrain', CheckpointError, 'for which --to mmpretrain is no format; choose from mmtok, timm'),
     ('out.pth', 'timm', CheckpointError, 'has a tokenizer that timm does not have'),
     ('out.bin', 'mmtok', StorageError, 'must end in .pth, .pt, .safetensors'),
     ('gone/out.pth', 'mmtok', StorageError, 'does not exist: make it first'),
@@ -197,3 +198,17 @@ def test_names_that_only_look_like_ours(tmp_path):
              'blocks.0.attn.qkv.bias': torch.ones(24), 'tokenizer.moto.beta': torch.ones(3)}
     torch.save(state, tmp_path / 'file.pth')
     assert re.search(r'^trunk +none that mmtok has', inspect(str(tmp_path / 'file.pth')), re.M)
+
+
+def test_mmseg_takes_what_is_converted_to_it_as_the_tool_says(tmp_path):
+    ours = randomise(DeiT('tiny', out_indices=(2, 5, 8, 11)))
+    torch.save(ours.state_dict(), tmp_path / 'file.pth')
+    said = convert(str(tmp_path / 'file.pth'), tmp_path / 'mmseg.pth', 'mmseg')
+    assert said.endswith('; build VisionTransformer with patch_bias=True and norm_cfg=dict(type="LN", eps=1e-6)')
+    peer = mmseg_backbones.VisionTransformer(img_size=224, embed_dims=192, num_heads=3, out_indices=(2, 5, 8, 11),
+                                             patch_bias=True, norm_cfg=dict(type='LN', eps=1e-6))
+    peer.load_state_dict(torch.load(tmp_path / 'mmseg.pth', weights_only=True)['state_dict'])
+    peer.eval()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert all(relative_error(a, e) <= 1e-5 for a, e in zip(ours(x), peer(x), strict=True))

@@ -83,4 +83,5 @@ def textures():
 
 def test_stem_starts_fresh_and_says_so(start, log):
     start(tokenizer=dict(type='mmtok.MoToTokenizer'))
-    assert log[-1][1].startswith('The tokenizer MoToTokenizer starts as initialised: it has no plain patch embedding')
+    assert log[-1][1].startswith('New in the tokenizer MoToTokenizer, and to be trained: tokenizer.stem.conv.weight, ')
+    assert '2 unexpected (tokenizer.proj.weight, tokenizer.proj.bias)' in log[-2][1]

@@ -2,9 +2,10 @@
 
     python tools/convert_checkpoint.py inspect FILE                    # whose it is, and what would load where
     python tools/convert_checkpoint.py convert FILE OUT --to timm      # the backbone alone, under other names
-    python tools/convert_checkpoint.py publish FILE OUT                # without optimizer, averages and decoder
+    python tools/convert_checkpoint.py publish FILE OUT                # without optimizer, logs and TokenProp's decoder
 
-FILE is a path, a URL or timm://MODEL; OUT ends in .pth or .safetensors and must not be there.
+FILE is a path, a URL or timm://MODEL; OUT ends in .pth or .safetensors and must not be there. publish adds the first
+digits of the file's SHA-256 to its name: OUT-1a2b3c4d.pth.
 """
 
 import argparse
@@ -16,8 +17,9 @@ from mmtok.checkpoint.convert import convert, inspect, publish
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    for name in ('inspect', 'convert', 'publish'):
-        command = commands.add_parser(name)
+    for name, function in (('inspect', inspect), ('convert', convert), ('publish', publish)):
+        text = function.__doc__.split('\n\n')[0]
+        command = commands.add_parser(name, help=text, description=text)
         command.add_argument('file', metavar='FILE')
         if name != 'inspect':
             command.add_argument('out', metavar='OUT', type=Path)

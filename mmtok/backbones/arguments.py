@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
+from os import PathLike
+
+from mmengine.registry import WEIGHT_INITIALIZERS
 
 from ..checkpoint import load_pretrained
 from ..errors import ConfigError, check_options, check_positive_int
@@ -25,9 +28,12 @@ def check_init_cfg(init_cfg: dict | Sequence[dict] | None) -> None:
             raise ConfigError(f"{where}={cfg!r} must be None, or a dict such as dict(type='Pretrained', "
                               "checkpoint='FILE')")
         if not is_pretrained(cfg):
+            if isinstance(cfg['type'], str) and WEIGHT_INITIALIZERS.get(cfg['type']) is None:
+                raise ConfigError(f"{where} has type={cfg['type']!r}, which mmengine does not have; to load a "
+                                  "checkpoint it is 'Pretrained'")
             continue
         check_options(f'{where} of type Pretrained', cfg, partial(load_pretrained, None))
-        if not isinstance(cfg.get('checkpoint'), str) or not cfg['checkpoint']:
+        if not isinstance(cfg.get('checkpoint'), (str, PathLike)) or not str(cfg['checkpoint']):
             raise ConfigError(f'{where} has checkpoint={cfg.get("checkpoint")!r}: name a file, a URL or timm://MODEL, '
                               'or set init_cfg=None')
         for key, kinds in (('strict', bool), ('weights_only', bool), ('prefix', (str, type(None)))):

@@ -108,7 +108,7 @@ class TokenBackbone(BaseModule):
         options = {key: value for key, value in pretrained.items() if key != 'type'}
         if options.get('img_size') is not None:
             options['img_size'] = check_image_size(options['img_size'], 1)
-        load_pretrained(self, **options)
+        load_pretrained(self, **{**options, 'checkpoint': str(options['checkpoint'])})
         self._is_init = True
 
     @property

@@ -126,8 +126,8 @@ class PlainViT(TokenBackbone):
         except CheckpointError:
             if math.isqrt(old.shape[1])**2 != old.shape[1] or img_size is not None:
                 raise
-            raise CheckpointError(f'{name} of the checkpoint has {old.shape[1]} positions, none of them for the class '
-                                  'token, as in DeiT III: this trunk has one') from None
+            raise CheckpointError(f'has {old.shape[1]} positions in {name}, none of them for the class token, as in '
+                                  'DeiT III: this trunk has one') from None
         state[name] = resample_positions(old, grid, before, self.trunk.antialias)
         return [f'{name} {before[0]}x{before[1]} -> {grid[0]}x{grid[1]}'] if before != grid else []
 

@@ -77,4 +77,9 @@ def read_legacy(path: Path) -> object:
     """
     if tarfile.is_tarfile(path):
         raise CheckpointError('is a tar file, of torch before 0.1.10: save it again with a newer one')
-    return torch.load(path, map_location='cpu', pickle_module=DataPickle, weights_only=False)  # but for our pickle
+    try:
+        return torch.load(path, map_location='cpu', pickle_module=DataPickle, weights_only=False)  # ours allows less
+    except RuntimeError as error:
+        if 'magic number' in str(error):
+            raise CheckpointError('is a pickle that torch.save did not write: save a state_dict with it') from None
+        raise

@@ -1,6 +1,7 @@
 """Checkpoints looked into, renamed for another package, and made small enough to give away."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,37 +11,42 @@ from ..errors import CheckpointError
 from ..version import __version__
 from .formats import BUFFERS, to_public_names
 from .identify import identify
-from .loading import compare, parts, short, unwrap
+from .loading import about, compare, parts, short, unwrap
 from .naming import Rule
 from .reading import read_checkpoint
 from .writing import check_target, checkpoint_bytes, write_new
 
+TORCH = ('.pth', '.pt')
+# What one who loads a converted file has to know.
+CAVEATS = {('DeiT', 'mmseg'): '; build VisionTransformer with patch_bias=True and norm_cfg=dict(type="LN", eps=1e-6)',
+           ('T2TViT', 'mmpretrain'): '; mmpretrain 1.2.0 divides the logits of T2T attention by the scale where the '
+           'authors multiply, and so gives other features'}
 KEPT = ('epoch', 'iter', 'seed', 'dataset_meta', 'cfg', 'mmengine_version', 'mmtok_version', 'trunk', 'options')
 
 
 def inspect(location: str, weights_only: bool = True) -> str:
     """What a checkpoint is, and what of it would load where; a line for each fact."""
     content = read_checkpoint(location, weights_only)
-    state, wrapper = unwrap(content)
+    with about(location):
+        state, wrapper = unwrap(content)
+        found = identify(state)
+        match = None if found is None else compare(found.build(), found.named, resample=False)  # as large as it
     lines = [('file', f'{location}: {len(state)} tensors, {sum(t.numel() for t in state.values()) / 1e6:.1f} M numbers'
               + (f" in {wrapper!r}" if wrapper else ''))]
     beside = [f'{key}={value}' if isinstance(value, (int, float, str)) and len(str(value)) < 40 else str(key)
               for key, value in content.items() if wrapper and key != wrapper and not (key == 'meta' and not value)]
     if beside:
         lines.append(('beside them', short(beside)))
-    found = identify(state)
     if found is None:
         lines.append(('trunk', f'none that mmtok has; tensors are called {short(state)}'))
         return layout(lines)
-    backbone, named = found.build(), found.named
-    match = compare(backbone, named, resample=False)  # what it resembles is as large as it
-    lines += [('trunk', found.call())]
+    named, others = found.named, Counter(name.split('.')[0] for name in match.fitting)
+    lines.append(('trunk', found.call()))
     if found.guessed:
         lines.append(('', f'of which {found.guessed} is in no tensor: 64 channels for each are taken'))
-    lines += [('names of', named.format + (f', below {named.prefix!r}'
-                                                                          if named.prefix else '')),
-              ('loads', f'{len(match.loaded)} of {len(match.trunk)} trunk tensors, and '
-               f'{len(match.fitting) - len(match.loaded)} others')]
+    lines += [('names of', named.format + (f', below {named.prefix!r}' if named.prefix else '')),
+              ('loads', f'{len(match.loaded)} of {len(match.trunk)} trunk tensors'
+               + ''.join(f', {count} of {part}' for part, count in others.items() if part != 'trunk'))]
     for what, names in (('missing', match.missing), ('other shape', match.misshapen), ('starts fresh', match.fresh),
                         ('not used', match.unused), ('other parts', parts(match.outside))):
         if names:
@@ -67,25 +73,28 @@ def convert(location: str, target: Path, to: str, weights_only: bool = True) -> 
     """
     check_target(target)
     content = read_checkpoint(location, weights_only)
-    found = identify(unwrap(content)[0])
-    if found is None:
-        raise CheckpointError(f'checkpoint {location!r} holds no trunk that mmtok has: see inspect')
-    known = ['mmtok', *found.kind.public_names]
-    if to not in known:
-        raise CheckpointError(f'--to {to} is no format for a {found.kind.__name__}; choose from {", ".join(known)}')
-    state, left = found.named.state, []
-    if to != 'mmtok':
-        state, left = to_public_names(state, found.kind.public_names[to])
-        lost = foreign(found.named.state, found.kind.public_names[to])
-        if lost:
-            raise CheckpointError(f'checkpoint {location!r} has a tokenizer that {to} does not have ({short(lost)}): '
-                                  'inspect lists what it converts to')
+    with about(location):
+        found = identify(unwrap(content)[0])
+        if found is None:
+            raise CheckpointError('holds no trunk that mmtok has: see inspect')
+        known = ['mmtok', *found.kind.public_names]
+        if to not in known:
+            raise CheckpointError(f'holds a {found.kind.__name__}, for which --to {to} is no format; choose from '
+                                  f'{", ".join(known)}')
+        state, left = found.named.state, []
+        if to != 'mmtok':
+            state, left = to_public_names(state, found.kind.public_names[to])
+            lost = foreign(found.named.state, found.kind.public_names[to])
+            if lost:
+                raise CheckpointError(f'has a tokenizer that {to} does not have ({short(lost)}): inspect lists what it '
+                                      'converts to')
     left += [name for name in found.named.unknown if not name.endswith(BUFFERS)] + parts(found.named.outside)
     meta = {'mmtok_version': __version__, 'trunk': found.kind.__name__, 'options': found.seen()}
     wrapper = {'timm': '', 'authors': 'model', 'authors-detection': 'model'}.get(to, 'state_dict')
     write_new(target, checkpoint_bytes(state, meta, target.suffix, wrapper))
     return (f'wrote {target}: {found.call()}, {len(state)} tensors with names of {to}, which were those of '
-            f'{found.named.format}' + (f'; left out: {short(left)}' if left else ''))
+            f'{found.named.format}' + (f'; left out: {short(left)}' if left else '')
+            + CAVEATS.get((found.kind.__name__, to), ''))
 
 
 def foreign(state: dict[str, Tensor], table: Sequence[Rule]) -> list[str]:
@@ -94,9 +103,10 @@ def foreign(state: dict[str, Tensor], table: Sequence[Rule]) -> list[str]:
 
 
 def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Path, str]:
-    """Write a checkpoint without what only training needs: optimizer, schedules, logs, averages, TokenProp's decoder.
+    """Write a checkpoint without what only training needs: optimizer, schedules, logs, TokenProp's decoder.
 
-    Neck and heads stay. mmengine's EMAHook has put the averages in the place of the weights when it saved.
+    Neck and heads stay. Of two sets of weights the one that is tested stays: mmengine's EMAHook writes the averages as
+    `state_dict` and the raw weights as `ema_state_dict`.
 
     Returns:
         Where it was written, with the first 8 digits of the file's SHA-256 in its name, as torch.hub and OpenMMLab's
@@ -108,7 +118,8 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
     """
     check_target(target)
     content = read_checkpoint(location, weights_only)
-    state, wrapper = unwrap(content)
+    with about(location):
+        state, wrapper = unwrap(content)
     found = identify(state)
     decoder = [name for name in state if 'token_prop' in name.split('.')]
     twins = {f'ema_{name.replace(".", "_")}' for name in state}  # of mmcv 1's EMAHook, in the middle of the weights
@@ -126,4 +137,5 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
             if names]
     gone += [key for key in content if wrapper and key not in (wrapper, 'meta')]
     return path, (f'wrote {path}: {len(kept)} tensors, {len(data) / 2**20:.1f} MiB'
-                  + (f'; stripped: {short(gone)}' if gone else ''))
+                  + (f'; stripped: {short(gone)}' if gone else '')
+                  + ('; init_cfg reads it, test.py of mmseg and mmdet reads .pth' if path.suffix not in TORCH else ''))

@@ -1,7 +1,8 @@
 """What is behind `init_cfg` of a backbone: a public checkpoint's tensors -> those of tokenizer and trunk."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..tokenizers import FrozenTokenizer
 from .formats import OWN, names_of, to_own_names
 from .reading import read_checkpoint
 
@@ -92,24 +94,34 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
         CheckpointError: When the file cannot be read or does not fit; nothing is loaded then.
     """
     try:
-        state = unwrap(read_checkpoint(checkpoint, weights_only))[0]
-        if prefix and not any(name.startswith(f'{prefix.rstrip(".")}.') for name in state):
-            raise CheckpointError(f'checkpoint {checkpoint!r} has nothing below prefix={prefix!r}, but '
-                                  f'{short(state)}')
-        named = name_as_ours(state, backbone, prefix)
-        match = compare(backbone, named, img_size)
-        misfit = describe_misfit(backbone, match, state)
-        if strict and misfit:
-            raise CheckpointError(f'checkpoint {checkpoint!r} {misfit}; strict=False loads what fits')
-        broken = [name for name, tensor in match.fitting.items() if not tensor.isfinite().all()]
-        if broken:
-            raise CheckpointError(f'checkpoint {checkpoint!r} has values that are not finite in {short(broken)}: its '
-                                  'training failed, take an earlier one')
+        content = read_checkpoint(checkpoint, weights_only)
+        with about(checkpoint):
+            state = unwrap(content)[0]
+            if prefix and not any(name.startswith(f'{prefix.rstrip(".")}.') for name in state):
+                raise CheckpointError(f'has nothing below prefix={prefix!r}, but {short(state)}')
+            named = name_as_ours(state, backbone, prefix)
+            match = compare(backbone, named, img_size)
+            misfit = describe_misfit(backbone, match, state)
+            if strict and misfit:
+                raise CheckpointError(f'{misfit}; strict=False loads what fits')
+            broken = [name for name, tensor in match.fitting.items() if not tensor.isfinite().all()]
+            if broken:
+                raise CheckpointError(f'has values that are not finite in {short(broken)}: its training failed, take '
+                                      'an earlier one')
     except CheckpointError as error:
         raise CheckpointError(f'{error} (model.backbone.init_cfg; with None there, training starts from '
                               'scratch)') from error
     backbone.load_state_dict(match.fitting, strict=False)
     report(backbone, checkpoint, named, match)
+
+
+@contextmanager
+def about(checkpoint: str) -> Iterator[None]:
+    """Around what finds a fault in a checkpoint's content: the sentence begins with its name."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {checkpoint!r} {error}') from error
 
 
 def unwrap(content: dict) -> tuple[dict[str, Tensor], str]:
@@ -126,7 +138,7 @@ def unwrap(content: dict) -> tuple[dict[str, Tensor], str]:
             state = {key: value for key, value in inside.items() if isinstance(key, str) and isinstance(value, Tensor)}
             if state:
                 return state, wrapper
-    raise CheckpointError(f'the checkpoint holds no tensors, only {short(map(str, content)) or "nothing"}')
+    raise CheckpointError('holds no tensors' + (f', only {short(map(str, content))}' if content else ''))
 
 
 def prefixes_of(state: dict[str, Tensor], start: str = '') -> list[str]:
@@ -168,29 +180,30 @@ def place_of_patch(name: str, backbone: nn.Module) -> str:
 
 
 def place_patch(named: Named, backbone: nn.Module) -> dict[str, Tensor]:
-    """A plain patch embedding where the tokenizer has one; a public one nowhere else."""
-    state = {place_of_patch(name, backbone): tensor for name, tensor in named.state.items()}
-    if plain_patch(backbone) is None and named.format != 'mmtok':
-        state = {name: tensor for name, tensor in state.items() if not name.startswith('tokenizer.proj.')}
-    return state
+    """A plain patch embedding where the tokenizer has one."""
+    return {place_of_patch(name, backbone): tensor for name, tensor in named.state.items()}
 
 
 def compare(backbone: nn.Module, named: Named, img_size: Sequence[int] | None = None, resample: bool = True) -> Match:
     """Which tensors go where."""
     if any('dist_token' in name for name in named.unknown):
-        raise CheckpointError('the checkpoint is a distilled DeiT, which has a second class token: take the file '
+        raise CheckpointError('is of a distilled DeiT, which has a second class token: take the file '
                               'without "distilled" in its name')
     target, state = backbone.state_dict(), dict(named.state)
     resized = backbone.fit_sizes(state, img_size) if resample else []
-    fitting = {name: tensor for name, tensor in state.items() if name in target and tensor.shape == target[name].shape}
+    # A public patch embedding goes nowhere but where a plain one is: FrozenTokenizer has tensors of the same names
+    barred = 'tokenizer.proj.' if plain_patch(backbone) is None and named.format != 'mmtok' else ()
+    extra = [name for name in state if (name not in target or name.startswith(barred))
+             and not name.startswith('token_prop.')]
+    fitting = {name: tensor for name, tensor in state.items()
+               if name in target and tensor.shape == target[name].shape and not name.startswith(barred)}
     weight, bias = (f'tokenizer.{plain_patch(backbone)}proj.{kind}' for kind in ('weight', 'bias'))
     if weight in fitting and bias in target and bias not in state:  # mmseg's patch embedding has none
         fitting[bias] = torch.zeros_like(target[bias])
-    extra = [name for name in state if name not in target and not name.startswith('token_prop.')]
     return Match(
         fitting, [name for name in target if name.startswith('trunk.')], resized,
         misshapen=[f'{name} {shape(state[name])} for {shape(target[name])}' for name in state
-                   if name in target and name not in fitting],
+                   if name in target and name not in fitting and name not in extra],
         fresh=[name for name in target if name not in fitting and not name.startswith(('trunk.', 'token_prop.'))],
         surplus=[name for name in extra if name.startswith('trunk.') and not name.startswith(OPTIONAL)]
         + [name for name in named.unknown if not name.removeprefix(named.prefix).startswith(HEADS)],
@@ -235,8 +248,13 @@ def describe_misfit(backbone: nn.Module, match: Match, state: dict[str, Tensor])
 def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> None:
     """Say what was loaded, and warn of what a user would not expect."""
     logger = MMLogger.get_current_instance()
-    counts = [('resized', match.resized), ('missing', match.missing), ('unexpected', match.unused)]
+    spare = [name for name in match.unused
+             if name.startswith(OPTIONAL) or name.removeprefix(named.prefix).startswith(HEADS)]
+    counts = [('resized', match.resized), ('missing', match.missing),
+              ('unexpected', [name for name in match.unused if name not in spare])]
     text = ', '.join(f'{len(names)} {what}' + (f' ({short(names)})' if names else '') for what, names in counts)
+    if spare:
+        text += f', {len(spare)} of a classifier, not needed ({short(spare)})'
     if match.outside:
         text += f', {len(match.outside)} of other parts ({short(parts(match.outside))})'
     logger.info(f'Loaded {checkpoint} (names of {named.format}): {len(match.loaded)} of {len(match.trunk)} trunk '
@@ -245,12 +263,25 @@ def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> 
         logger.warning(f'{checkpoint} has tensors for which the trunk has no place, so that its features may be '
                        f'others: {short(match.surplus)}')
     if match.missing:
-        logger.warning(f'{len(match.missing)} tensors of the trunk start at random, since {checkpoint} has them not or '
-                       f'in another shape: {short(match.missing)}')
-    plain = plain_patch(backbone)
+        logger.warning(f'{len(match.missing)} of {len(match.trunk)} trunk tensors start at random, which {checkpoint} '
+                       f'lacks or has in another shape: {short(match.missing)}')
+    report_tokenizer(backbone, checkpoint, named, match)
+
+
+def report_tokenizer(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> None:
+    """Say which of the tokenizer's layers are new, and warn where they should not be."""
+    logger, kind = MMLogger.get_current_instance(), type(backbone.tokenizer).__name__
     new = [name for name in match.fresh if name.startswith('tokenizer.')]
-    if plain is not None and f'tokenizer.{plain}proj.weight' in new:
-        logger.warning(f'{checkpoint} has no patch embedding of this shape: that of the tokenizer starts at random')
-    elif plain is None and new:
-        logger.info(f'The tokenizer {type(backbone.tokenizer).__name__} starts as initialised: it has no plain patch '
-                    'embedding into which one of a checkpoint would fit')
+    beside_moto = [name for name in new if 'moto' not in name and '.stem.' not in name]
+    if not new:
+        return
+    if isinstance(backbone.tokenizer, FrozenTokenizer):
+        logger.warning(f'{kind} keeps its random patch embedding, as it is meant to, and not that of {checkpoint}')
+    elif beside_moto:
+        from .identify import tokenizer_of
+        theirs = tokenizer_of(named.state)
+        logger.warning(f'{len(beside_moto)} tensors of the tokenizer {kind} start at random, which {checkpoint} lacks '
+                       f'or has in another shape: {short(beside_moto)}'
+                       + (f'; the tokenizer there is {theirs}' if theirs else ''))
+    else:
+        logger.info(f'New in the tokenizer {kind}, and to be trained: {short(new)}')

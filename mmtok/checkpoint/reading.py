@@ -65,7 +65,7 @@ def read_checkpoint(location: str, weights_only: bool = True) -> dict:
     except Forbidden as error:
         raise CheckpointError(f'checkpoint {name!r} holds {error}, which is not among the data that mmtok reads, and '
                               'could run code: it was not loaded; if you trust where it comes from, set '
-                              'weights_only=False beside its name') from None
+                              'weights_only=False beside its name, or --trust of convert_checkpoint.py') from None
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f'checkpoint {name!r} needs code that is not installed here ({first_line(error)}): '
                               'install what it was saved with, or save its state_dict there') from error

@@ -62,8 +62,8 @@ def source_grid(count: int, target: tuple[int, int], img_size: Sequence[int] | N
     if img_size is not None:
         grid = tuple(-(-side // stride) for side in img_size)
         if grid[0] * grid[1] != count:
-            raise CheckpointError(f'{name} of the checkpoint has {count} positions, but img_size={tuple(img_size)} '
-                                  f'makes {grid[0]}x{grid[1]} at stride {stride}')
+            raise CheckpointError(f'has {count} positions in {name}, but img_size={tuple(img_size)} makes '
+                                  f'{grid[0]}x{grid[1]} at stride {stride}')
         return grid
     square, tall = math.isqrt(count), math.isqrt(count * target[0] // target[1])
     found = {(square, square)} if square**2 == count else set()
@@ -71,6 +71,6 @@ def source_grid(count: int, target: tuple[int, int], img_size: Sequence[int] | N
         found.add((tall, count // tall))
     if len(found) != 1:
         fault = ' or '.join(f'{height}x{width}' for height, width in sorted(found)) or 'no square'
-        raise CheckpointError(f'{name} of the checkpoint has {count} positions, which make {fault}: say from which '
-                              'image size they are, with init_cfg=dict(..., img_size=(HEIGHT, WIDTH))')
+        raise CheckpointError(f'has {count} positions in {name}, which make {fault}: say from which image size they '
+                              'are, with init_cfg=dict(..., img_size=(HEIGHT, WIDTH))')
     return found.pop()
