@@ -19,17 +19,20 @@ from mmtok.errors import CheckpointError, StorageError
 from peers import authors_swin, load, randomise, relative_error
 
 MOTO = dict(type='mmtok.MoToTokenizer')
+VIT = dict(embed_dims=64, depth=2, num_heads=1)
+SWIN = dict(embed_dims=24, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
+PYRAMID = dict(embed_dims=(8, 16, 40, 64), depths=(1, 2, 1, 1), mlp_ratios=(4, 4, 2, 2))
 BACKBONES = {
-    'DeiT': lambda: DeiT('tiny'),
-    'DeiT-branch': lambda: DeiT('tiny', tokenizer={**MOTO, 'placement': 'branch', 'num_entities': 4}),
-    'T2TViT': lambda: T2TViT('14'),
-    'T2TViT_t': lambda: T2TViT('14', tokenizer=dict(type='mmtok.T2TTokenizer', attention='transformer')),
-    'T2TViT-moto': lambda: T2TViT('14', tokenizer=dict(type='mmtok.T2TTokenizer', moto=dict())),
-    'Swin': lambda: Swin('tiny'),
-    'Swin-stem': lambda: Swin('tiny', tokenizer={**MOTO, 'layout_kernel': 3}, token_prop=dict()),
-    'PVT': lambda: PVT('small'),
-    'PVTv2': lambda: PVTv2('b0'),
-    'PVTv2-token': lambda: PVTv2('b1', tokenizer={**MOTO, 'placement': 'token'}, token_prop=dict()),
+    'DeiT': lambda: DeiT(VIT),
+    'DeiT-branch': lambda: DeiT(VIT, tokenizer={**MOTO, 'placement': 'branch', 'num_entities': 4}),
+    'T2TViT': lambda: T2TViT(VIT),
+    'T2TViT_t': lambda: T2TViT(VIT, tokenizer=dict(type='mmtok.T2TTokenizer', attention='transformer')),
+    'T2TViT-moto': lambda: T2TViT(VIT, tokenizer=dict(type='mmtok.T2TTokenizer', moto=dict())),
+    'Swin': lambda: Swin(SWIN),
+    'Swin-stem': lambda: Swin(SWIN, tokenizer={**MOTO, 'layout_kernel': 3}, token_prop=dict()),
+    'PVT': lambda: PVT(dict(depths=(1, 2, 1, 1))),
+    'PVTv2': lambda: PVTv2(PYRAMID),
+    'PVTv2-token': lambda: PVTv2('b0', tokenizer={**MOTO, 'placement': 'token'}, token_prop=dict()),
 }
 
 
