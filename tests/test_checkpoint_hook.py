@@ -119,9 +119,10 @@ def test_half_written_files_of_a_killed_run_are_cleared_away(runner, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_validation_without_training(runner):
+def test_a_validation_without_training(runner, tmp_path):
     """`Runner.val()`: nothing was prepared, and there is nothing to save."""
     CheckpointHook(by_epoch=False).after_val_epoch(runner, dict(mIoU=0.5))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_backend_of_the_user_s_own_is_kept(runner):
