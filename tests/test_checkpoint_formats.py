@@ -106,6 +106,24 @@ def test_pvt_s_names_are_those_that_mmdet_converts():
     assert all(torch.equal(converted[name], mmdets[name]) for name in mmdets)
 
 
+def test_pvt_v2_differs_from_mmdet_s_in_an_epsilon_alone(tmp_path):
+    """mmdet adds 1e-6 in the norms of patch embeddings and spatial reduction, the authors and timm 1e-5."""
+    peer = mmdet_backbones.PyramidVisionTransformerV2(embed_dims=32, num_layers=[2, 2, 2, 2])
+    peer.init_weights()
+    peer.eval()
+    torch.save(peer.state_dict(), tmp_path / 'file.pth')
+    ours, x = load(PVTv2('b0'), tmp_path / 'file.pth'), torch.randn(1, 3, 96, 64)
+
+    def largest_difference():
+        with torch.no_grad():
+            return max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(ours(x), peer(x), strict=True))
+    assert 1e-5 < largest_difference() < 1e-2
+    for embed, blocks, _ in peer.layers:
+        for norm in (embed.norm, *(block.attn.norm for block in blocks if block.attn.sr_ratio > 1)):
+            norm.eps = 1e-5
+    assert largest_difference() <= 1e-5
+
+
 def test_a_whole_segmentor(tmp_path, log):
     backbone = dict(type='SwinTransformer')
     head = dict(type='UPerHead', in_channels=[96, 192, 384, 768], in_index=[0, 1, 2, 3], channels=16, num_classes=4)
@@ -143,7 +161,10 @@ def taken(state, ours, tmp_path):
     ('pvt_v2_b3', PVTv2, "PVTv2 trunk has no place .*: it holds mmtok.PVTv2\\(arch='b3'"),
     ('deit_tiny_patch16_224', T2TViT, "fits only .*: it holds mmtok.DeiT\\(arch='tiny'"),
     ('vit_small_patch14_dinov2', lambda: DeiT('small', patch_size=14, img_size=518),
-     'ls1.gamma.*: it holds mmtok.DeiT'),
+     r'has no place \(trunk.blocks.0.ls1.gamma.* and 18 more\); strict=False'),
+    ('vit_small_patch32_224', lambda: DeiT('small'), r'patch embedding of another size than this DeiT '
+     r'\(tokenizer.proj.weight 384x3x32x32 for 384x3x16x16\): it holds .*patch_size=32'),
+    ('resnet18', DeiT, r'fits only 0 of .*: it has conv1.weight, .* and \d+ more; if the backbone is there below'),
 ])
 def test_a_larger_or_another_trunk_is_refused(theirs, make_ours, message, tmp_path):
     ours = make_ours()
@@ -189,6 +210,45 @@ def test_wrappers(prefix, wrap, tmp_path):
     state = timm.create_model('deit_tiny_patch16_224').state_dict()
     ours = taken(wrap({prefix + name: tensor for name, tensor in state.items()}), DeiT('tiny'), tmp_path)
     assert torch.equal(ours.trunk.cls_token, state['cls_token'])
+
+
+@pytest.mark.parametrize('content, prefix', [
+    (lambda s: {'ema_state_dict': s, 'optimizer': {'a': torch.ones(1)}}, None),
+    (lambda s: {'model': {'state_dict': s}}, None),
+    (lambda s: {'teacher': s, 'student': {}, 'epoch': 3}, None),
+    (lambda s: {'teacher': {f'backbone.{k}': v for k, v in s.items()}, 'student': {'a': torch.ones(1)}}, 'teacher'),
+    (lambda s: {'model': {'a': torch.ones(1)}, 'model_ema': s}, 'model_ema'),
+    (lambda s: {'state_dict': {f'module.base_encoder.{k}': v for k, v in s.items()}}, 'module.base_encoder')])
+def test_where_the_weights_are(content, prefix, tmp_path):
+    state = timm.create_model('deit_tiny_patch16_224').state_dict()
+    torch.save(content(state), tmp_path / 'file.pth')
+    ours = load(DeiT('tiny'), tmp_path / 'file.pth', prefix=prefix)
+    assert torch.equal(ours.trunk.cls_token, state['cls_token'])
+
+
+def test_several_sets_of_weights(tmp_path, log):
+    state = timm.create_model('deit_tiny_patch16_224').state_dict()
+    taken({'model': state, 'model_ema': state}, DeiT('tiny'), tmp_path)
+    assert log[-1][1].endswith("has 'model', which was loaded, and model_ema: prefix='model_ema' takes that")
+    with pytest.raises(CheckpointError, match='holds several sets of tensors, teacher, student: choose one by'):
+        taken({'teacher': state, 'student': state}, DeiT('tiny'), tmp_path)
+    with pytest.raises(CheckpointError, match="fits only 0 of .* below prefix='model_ema': without it"):
+        torch.save({'model': state, 'model_ema': {'a': torch.ones(1)}}, tmp_path / 'file.pth')
+        load(DeiT('tiny'), tmp_path / 'file.pth', prefix='model_ema')
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    state = {name: (10 * tensor).to(torch.int8) for name, tensor in
+             timm.create_model('deit_tiny_patch16_224').state_dict().items()}
+    with pytest.raises(CheckpointError, match='fits only 0 of .*: another shape has .* int8 for'):
+        taken(state, DeiT('tiny'), tmp_path)
+
+
+def test_values_too_large_for_float32(tmp_path):
+    state = timm.create_model('deit_tiny_patch16_224').double().state_dict()
+    state['cls_token'][0, 0, 0] = 1e39
+    with pytest.raises(CheckpointError, match='not finite in trunk.cls_token'):
+        taken(state, DeiT('tiny'), tmp_path)
 
 
 def test_a_prefix_that_is_not_there(tmp_path):

@@ -67,7 +67,7 @@ BAD = {
     'npz': (lambda path: npz(), 'is a NumPy archive, not a checkpoint of PyTorch'),
     'zip': (lambda path: zipped(), 'is a zip file, not a checkpoint of PyTorch'),
     'list': (lambda path: pickled([torch.ones(1)]), 'holds a list where a dict of tensors was expected'),
-    'no tensors': (lambda path: pickled({'epoch': 3, 'lr': 0.1}), 'holds no tensors, only epoch, lr'),
+    'no tensors': (lambda path: pickled({'epoch': 3, 'lr': 0.1}), 'holds no torch tensors, only epoch, lr'),
     'cut pickle': (lambda path: pickled(TENSORS, _use_new_zipfile_serialization=False)[:200],
                    'is damaged or cut short'),
     'bare pickle': (lambda path: pickle.dumps({'a': 1}), 'is a pickle that torch.save did not write'),
@@ -107,10 +107,16 @@ def test_a_cut_safetensors_file(tmp_path):
         refused(tmp_path / 'file.safetensors', 'cut short')
 
 
+def test_a_safetensors_file_with_damaged_metadata(tmp_path):
+    save_file(TENSORS, tmp_path / 'file.safetensors', {'mmtok': 'no JSON'})
+    refused(tmp_path / 'file.safetensors', 'is damaged or cut short (Expecting value')
+
+
 def test_a_directory_names_what_is_in_it(tmp_path):
     refused(tmp_path, 'is a directory: name a file')
-    torch.save(TENSORS, tmp_path / 'epoch_3.pth')
-    refused(tmp_path, "epoch_3.pth'")
+    for epoch in (9, 10):
+        torch.save(TENSORS, tmp_path / f'epoch_{epoch}.pth')
+    refused(tmp_path, "epoch_10.pth'")
 
 
 @pytest.mark.parametrize('place, message', [

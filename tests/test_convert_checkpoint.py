@@ -9,6 +9,7 @@ import mmseg.models.backbones as mmseg_backbones
 import pytest
 import timm
 import torch
+from mmengine.config import ConfigDict
 from safetensors.torch import save_file
 
 from conftest import ROOT
@@ -148,13 +149,48 @@ def test_authors_swin_is_not_taken_for_timm_s(tmp_path):
     assert all(torch.equal(again[name], tensor) for name, tensor in peer.state_dict().items())
     convert(str(tmp_path / 'file.pth'), tmp_path / 'mmdet.pth', 'mmdet')
     backbone = mmdet_backbones.SwinTransformer()
-    missing, unexpected = backbone.load_state_dict(torch.load(tmp_path / 'mmdet.pth', weights_only=True)['state_dict'],
-                                                   strict=False)
-    assert not unexpected and all(re.search(r'position_index|norm[012]\.', name) for name in missing)
+    backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'mmdet.pth'))
+    backbone.init_weights()  # as mmdet reads it, names below 'backbone.' alone
     backbone.eval()
     x = torch.randn(1, 3, 96, 64)
     with torch.no_grad():
         assert relative_error(load(Swin('tiny'), tmp_path / 'ours.pth')(x)[-1], backbone(x)[-1]) <= 1e-5
+
+
+@pytest.mark.parametrize('name, fault', [
+    ('deit_tiny_distilled_patch16_224', 'is of a distilled DeiT'),
+    ('beit_base_patch16_224', 'no trunk that mmtok has'),
+    ('pvt_v2_b2_li', 'no trunk that mmtok has; most alike is mmtok.PVTv2'),
+    ('deit3_small_patch16_224', r"most alike is mmtok.DeiT\(.*\), but it has 24 tensors for which"),
+    ('vit_small_r26_s32_224', 'no trunk that mmtok has'),
+    ('cait_xxs24_224', 'no trunk that mmtok has')])
+def test_a_trunk_that_only_sounds_like_ours(name, fault, tmp_path):
+    torch.save(timm.create_model(name).state_dict(), tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match=fault):
+        convert(str(tmp_path / 'file.pth'), tmp_path / 'out.pth', 'mmtok')
+    assert not (tmp_path / 'out.pth').exists()
+    if 'distilled' not in name:
+        text = inspect(str(tmp_path / 'file.pth'))
+        assert re.search(r'^trunk +none that mmtok has', text, re.M) and 'converts to' not in text
+
+
+def test_values_that_are_not_finite(tmp_path):
+    state = timm.create_model('deit_tiny_patch16_224').half().state_dict()
+    state['blocks.3.norm1.bias'][5] = float('nan')
+    torch.save(state, tmp_path / 'file.pth')
+    text = inspect(str(tmp_path / 'file.pth'))
+    assert '(float16)' in text and re.search(r'^not finite +blocks.3.norm1.bias: init_cfg refuses it', text, re.M)
+    for make in (lambda out: convert(str(tmp_path / 'file.pth'), out, 'mmtok'),
+                 lambda out: publish(str(tmp_path / 'file.pth'), out)):
+        with pytest.raises(CheckpointError, match='not finite in .*blocks.3.norm1.bias: its training failed'):
+            make(tmp_path / 'out.pth')
+    assert [path.name for path in tmp_path.iterdir()] == ['file.pth']
+
+
+def test_what_a_conversion_loses_is_said(tmp_path):
+    torch.save(Swin(SWIN, token_prop=dict()).state_dict(), tmp_path / 'file.pth')
+    said = convert(str(tmp_path / 'file.pth'), tmp_path / 'out.pth', 'timm')
+    assert all(f'norms.{i}.weight' in said for i in (0, 1, 2)) and 'token_prop.* (6 tensors)' in said
 
 
 def test_a_norm_that_is_not_the_last_stage_s_goes_nowhere(tmp_path):

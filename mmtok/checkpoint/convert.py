@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from ..version import __version__
 from .formats import BUFFERS, to_public_names
 from .identify import identify
-from .loading import about, compare, parts, short, unwrap
+from .loading import about, check_finite, not_finite, parts, short, unwrap
 from .naming import Rule
 from .reading import read_checkpoint
 from .writing import check_target, checkpoint_bytes, write_new
@@ -28,19 +28,23 @@ def inspect(location: str, weights_only: bool = True) -> str:
     """What a checkpoint is, and what of it would load where; a line for each fact."""
     content = read_checkpoint(location, weights_only)
     with about(location):
-        state, wrapper = unwrap(content)
+        state, wrapper, _ = unwrap(content)
         found = identify(state)
-        match = None if found is None else compare(found.build(), found.named, resample=False)  # as large as it
+    kinds = {str(tensor.dtype).removeprefix('torch.') for tensor in state.values()} - {'float32', 'int64', 'bool'}
     lines = [('file', f'{location}: {len(state)} tensors, {sum(t.numel() for t in state.values()) / 1e6:.1f} M numbers'
-              + (f" in {wrapper!r}" if wrapper else ''))]
+              + (f' ({", ".join(sorted(kinds))})' if kinds else '') + (f" in {wrapper!r}" if wrapper else ''))]
     beside = [f'{key}={value}' if isinstance(value, (int, float, str)) and len(str(value)) < 40 else str(key)
               for key, value in content.items() if wrapper and key != wrapper and not (key == 'meta' and not value)]
     if beside:
         lines.append(('beside them', short(beside)))
-    if found is None:
+    if broken := not_finite(state):
+        lines.append(('not finite', f'{short(broken)}: init_cfg refuses it'))
+    if found is None or found.fault:
         lines.append(('trunk', f'none that mmtok has; tensors are called {short(state)}'))
+        if found is not None:
+            lines.append(('most alike', f'{found.call()}, but the file {found.fault}'))
         return layout(lines)
-    named, others = found.named, Counter(name.split('.')[0] for name in match.fitting)
+    named, match, others = found.named, found.match, Counter(name.split('.')[0] for name in found.match.fitting)
     lines.append(('trunk', found.call()))
     if found.guessed:
         lines.append(('', f'of which {found.guessed} is in no tensor: 64 channels for each are taken'))
@@ -75,8 +79,10 @@ def convert(location: str, target: Path, to: str, weights_only: bool = True) -> 
     content = read_checkpoint(location, weights_only)
     with about(location):
         found = identify(unwrap(content)[0])
-        if found is None:
-            raise CheckpointError('holds no trunk that mmtok has: see inspect')
+        if found is None or found.fault:
+            raise CheckpointError('holds no trunk that mmtok has' + (
+                f'; most alike is {found.call()}, but it {found.fault}' if found else ': see inspect'))
+        check_finite(found.named.state)
         known = ['mmtok', *found.kind.public_names]
         if to not in known:
             raise CheckpointError(f'holds a {found.kind.__name__}, for which --to {to} is no format; choose from '
@@ -88,12 +94,17 @@ def convert(location: str, target: Path, to: str, weights_only: bool = True) -> 
             if lost:
                 raise CheckpointError(f'has a tokenizer that {to} does not have ({short(lost)}): inspect lists what it '
                                       'converts to')
+            if (found.kind.__name__, to) == ('Swin', 'mmdet'):
+                state = {f'backbone.{name}': tensor for name, tensor in state.items()}
+    decoder = [name for name in left if name.startswith('token_prop.')]
+    left = [*parts(decoder), *(name for name in left if name not in decoder)]
     left += [name for name in found.named.unknown if not name.endswith(BUFFERS)] + parts(found.named.outside)
     meta = {'mmtok_version': __version__, 'trunk': found.kind.__name__, 'options': found.seen()}
     wrapper = {'timm': '', 'authors': 'model', 'authors-detection': 'model'}.get(to, 'state_dict')
     write_new(target, checkpoint_bytes(state, meta, target.suffix, wrapper))
     return (f'wrote {target}: {found.call()}, {len(state)} tensors with names of {to}, which were those of '
             f'{found.named.format}' + (f'; left out: {short(left)}' if left else '')
+            + (f'; missing there: {short(found.match.missing)}' if found.match.missing else '')
             + CAVEATS.get((found.kind.__name__, to), ''))
 
 
@@ -119,8 +130,9 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
     check_target(target)
     content = read_checkpoint(location, weights_only)
     with about(location):
-        state, wrapper = unwrap(content)
-    found = identify(state)
+        state, wrapper, _ = unwrap(content)
+        check_finite(state)
+        found = identify(state)
     decoder = [name for name in state if 'token_prop' in name.split('.')]
     twins = {f'ema_{name.replace(".", "_")}' for name in state}  # of mmcv 1's EMAHook, in the middle of the weights
     averages = [name for name in state if name in twins]
@@ -128,7 +140,7 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
     old = content.get('meta') if isinstance(content.get('meta'), dict) and wrapper else {}
     meta = {key: value for key, value in old.items() if key in KEPT}
     meta.update(mmtok_version=__version__, source=Path(location).name)
-    if found is not None:
+    if found is not None and not found.fault:
         meta.update(trunk=found.kind.__name__, options=found.seen())
     data = checkpoint_bytes(kept, meta, target.suffix)
     path = target.with_name(f'{target.stem}-{hashlib.sha256(data).hexdigest()[:8]}{target.suffix}')

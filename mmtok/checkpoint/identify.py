@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .formats import OWN, to_own_names
-from .loading import Named, name_as_ours, prefixes_of
+from .loading import Match, Named, compare, find_fault, name_as_ours, prefixes_of
 
 
 @dataclass
@@ -13,14 +13,18 @@ class Identity:
     """What a checkpoint holds.
 
     Attributes:
-        kind: The backbone of mmtok that is the same trunk.
+        kind: The backbone of mmtok that is the same trunk, or with a fault, the most alike.
         options: Its constructor arguments.
         named: The checkpoint's tensors under our names.
+        match: These beside a backbone of that kind.
+        fault: Why they would be refused all the same; '' for none.
     """
 
     kind: type
     options: dict
     named: Named
+    match: Match | None = None
+    fault: str = ''
 
     def __str__(self) -> str:
         return f'{self.call()} with names of {self.named.format}'
@@ -52,20 +56,29 @@ class Identity:
 
 
 def identify(state: dict[str, Tensor]) -> Identity | None:
-    """The trunk under whose names, whoever gave them, most of a state dict's tensors are known; None for no trunk."""
+    """The trunk under whose names, whoever gave them, most of a state dict's tensors are known; None for no trunk.
+
+    Raises:
+        CheckpointError: For a distilled DeiT.
+    """
     from ..backbones import PVT, DeiT, PVTv2, Swin, T2TViT
-    best, most = None, 0
+    found: dict[type, tuple[int, Identity]] = {}
     for prefix in prefixes_of(state):
         below = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
         for kind in (DeiT, T2TViT, Swin, PVT, PVTv2):
             for table in dict.fromkeys((OWN, *kind.public_names.values())):
                 known = to_own_names(below, table)[0]
-                if len(known) > most:
-                    found = sizes_of(kind, known)
-                    best, most = (found, len(known)) if found is not None else (best, most)
-    if best is not None:  # names that two formats share tell apart by what a backbone of this size has
-        best.named = name_as_ours(state, best.build())
-    return best
+                if len(known) > found.get(kind, (0, ))[0]:
+                    identity = sizes_of(kind, known)
+                    if identity is not None:
+                        found[kind] = len(known), identity
+    candidates = [identity for _, identity in sorted(found.values(), key=lambda pair: -pair[0])]
+    for identity in candidates:
+        backbone = identity.build()
+        identity.named = name_as_ours(state, backbone)  # tells apart formats that share names
+        identity.match = compare(backbone, identity.named, resample=False)  # as large as it
+        identity.fault = find_fault(backbone, identity.match)
+    return next((identity for identity in candidates if not identity.fault), next(iter(candidates), None))
 
 
 def sizes_of(kind: type, known: dict[str, Tensor]) -> Identity | None:

@@ -19,6 +19,7 @@ WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
 OUTER = ('module.', '_orig_mod.', 'model.', 'backbone.')  # DDP, torch.compile, Lightning, a segmentor or detector
 HEADS = ('head', 'fc', 'classifier', 'pre_logits', 'mask_token')  # below which no tensor of a trunk is
 OPTIONAL = ('trunk.norm.', 'trunk.cls_token')  # which classifiers have, and our feature maps may do without
+NO_WEIGHTS = ('optimizer', 'optimizer_state_dict', 'message_hub', 'param_schedulers', 'lr_scheduler', 'scaler', 'meta')
 SHOWN = 6  # names in a sentence
 
 
@@ -83,7 +84,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 
     Args:
         checkpoint: Path, URL or timm://name, see `read_checkpoint`.
-        prefix: Take only the names below this one, as mmengine's Pretrained does.
+        prefix: Take only the names below this one, as mmengine's Pretrained does. It may begin with the key of one of
+            several sets of weights in the file, such as 'model_ema' or 'teacher.backbone'.
         strict: Refuse a checkpoint with less than 90 % of the trunk.
         weights_only: See `read_checkpoint`.
         img_size: (height, width) in pixels of the images that the checkpoint was trained on, needed where its position
@@ -96,23 +98,24 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     try:
         content = read_checkpoint(checkpoint, weights_only)
         with about(checkpoint):
-            state = unwrap(content)[0]
-            if prefix and not any(name.startswith(f'{prefix.rstrip(".")}.') for name in state):
+            state, wrapper, rest = unwrap(content, prefix)
+            if rest and not any(name.startswith(f'{rest.rstrip(".")}.') for name in state):
                 raise CheckpointError(f'has nothing below prefix={prefix!r}, but {short(state)}')
-            named = name_as_ours(state, backbone, prefix)
+            named = name_as_ours(state, backbone, rest)
             match = compare(backbone, named, img_size)
-            misfit = describe_misfit(backbone, match, state)
+            misfit = describe_misfit(backbone, match, state, prefix)
             if strict and misfit:
-                raise CheckpointError(f'{misfit}; strict=False loads what fits')
-            broken = [name for name, tensor in match.fitting.items() if not tensor.isfinite().all()]
-            if broken:
-                raise CheckpointError(f'has values that are not finite in {short(broken)}: its training failed, take '
-                                      'an earlier one')
+                raise CheckpointError(misfit + ('; strict=False loads what fits' if match.loaded else ''))
+            check_finite(match.fitting)
     except CheckpointError as error:
         raise CheckpointError(f'{error} (model.backbone.init_cfg; with None there, training starts from '
                               'scratch)') from error
     backbone.load_state_dict(match.fitting, strict=False)
     report(backbone, checkpoint, named, match)
+    others = [key for key in content if wrapper in WRAPPERS and key in WRAPPERS and key != wrapper]
+    if others:
+        MMLogger.get_current_instance().info(f'{checkpoint} has {wrapper!r}, which was loaded, and {short(others)}: '
+                                             f'prefix={others[0]!r} takes that')
 
 
 @contextmanager
@@ -124,21 +127,37 @@ def about(checkpoint: str) -> Iterator[None]:
         raise CheckpointError(f'checkpoint {checkpoint!r} {error}') from error
 
 
-def unwrap(content: dict) -> tuple[dict[str, Tensor], str]:
-    """The state dict inside a checkpoint, and under which name it was.
+def unwrap(content: dict, prefix: str | None = None) -> tuple[dict[str, Tensor], str, str | None]:
+    """The state dict inside a checkpoint, under which key it was, and what is left of the prefix when it names that.
 
     Where a file has several, weights come before their average.
 
     Raises:
-        CheckpointError: When there are no tensors.
+        CheckpointError: When there are no tensors, or several sets of them of which none is the usual one.
     """
-    for wrapper in (*WRAPPERS, ''):
-        inside = content.get(wrapper) if wrapper else content
-        if isinstance(inside, dict):
-            state = {key: value for key, value in inside.items() if isinstance(key, str) and isinstance(value, Tensor)}
-            if state:
-                return state, wrapper
-    raise CheckpointError('holds no tensors' + (f', only {short(map(str, content))}' if content else ''))
+    sets = dict(find_sets(content))
+    for key in sorted(sets, key=len, reverse=True):
+        if key and prefix and f'{prefix}.'.startswith(f'{key}.'):
+            return sets[key], key, prefix[len(key) + 1:] or None
+    for key in (*WRAPPERS, ''):
+        if key in sets:
+            return sets[key], key, prefix
+    if len(sets) == 1:
+        (key, state), = sets.items()
+        return state, key, prefix
+    if sets:
+        raise CheckpointError(f'holds several sets of tensors, {short(sets)}: choose one by its name as prefix')
+    raise CheckpointError('holds no torch tensors' + (f', only {short(map(str, content))}' if content else ''))
+
+
+def find_sets(content: dict, path: str = '', depth: int = 3) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(keys joined by dots, tensors) of every dict of tensors by name inside a checkpoint."""
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if state:
+        yield path, state
+    for key, value in content.items():
+        if isinstance(value, dict) and isinstance(key, str) and depth and key not in NO_WEIGHTS:
+            yield from find_sets(value, f'{path}.{key}' if path else key, depth - 1)
 
 
 def prefixes_of(state: dict[str, Tensor], start: str = '') -> list[str]:
@@ -196,13 +215,13 @@ def compare(backbone: nn.Module, named: Named, img_size: Sequence[int] | None = 
     extra = [name for name in state if (name not in target or name.startswith(barred))
              and not name.startswith('token_prop.')]
     fitting = {name: tensor for name, tensor in state.items()
-               if name in target and tensor.shape == target[name].shape and not name.startswith(barred)}
+               if name in target and alike(tensor, target[name]) and not name.startswith(barred)}
     weight, bias = (f'tokenizer.{plain_patch(backbone)}proj.{kind}' for kind in ('weight', 'bias'))
     if weight in fitting and bias in target and bias not in state:  # mmseg's patch embedding has none
         fitting[bias] = torch.zeros_like(target[bias])
     return Match(
         fitting, [name for name in target if name.startswith('trunk.')], resized,
-        misshapen=[f'{name} {shape(state[name])} for {shape(target[name])}' for name in state
+        misshapen=[f'{name} {form(state[name])} for {form(target[name])}' for name in state
                    if name in target and name not in fitting and name not in extra],
         fresh=[name for name in target if name not in fitting and not name.startswith(('trunk.', 'token_prop.'))],
         surplus=[name for name in extra if name.startswith('trunk.') and not name.startswith(OPTIONAL)]
@@ -210,8 +229,31 @@ def compare(backbone: nn.Module, named: Named, img_size: Sequence[int] | None = 
         unused=extra + named.unknown, outside=named.outside)
 
 
-def shape(tensor: Tensor) -> str:
-    return 'x'.join(map(str, tensor.shape))
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Of one shape, and both of floating point or neither: whole numbers for weights would need their scales."""
+    return a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
+
+
+def form(tensor: Tensor) -> str:
+    """Shape, and type where it is no usual one."""
+    kind = '' if tensor.is_floating_point() else f' {str(tensor.dtype).removeprefix("torch.")}'
+    return 'x'.join(map(str, tensor.shape)) + kind
+
+
+def not_finite(state: dict[str, Tensor]) -> list[str]:
+    """Names of tensors with values that are infinite or not a number, as float32 at least."""
+    return [name for name, tensor in state.items() if not tensor.float().isfinite().all()]
+
+
+def check_finite(state: dict[str, Tensor]) -> None:
+    """All values are finite.
+
+    Raises:
+        CheckpointError: Names the tensors where they are not.
+    """
+    if broken := not_finite(state):
+        raise CheckpointError(f'has values that are not finite in {short(broken)}: its training failed, take an '
+                              'earlier one')
 
 
 def short(names) -> str:
@@ -225,24 +267,37 @@ def parts(names: Sequence[str]) -> list[str]:
     return [f'{part}.* ({count} tensors)' for part, count in Counter(name.split('.')[0] for name in names).items()]
 
 
-def describe_misfit(backbone: nn.Module, match: Match, state: dict[str, Tensor]) -> str:
-    """Why a checkpoint is none for this backbone; '' where it is one.
+def find_fault(backbone: nn.Module, match: Match) -> str:
+    """Why a checkpoint does not fit a backbone; '' where it does.
 
     A few unknown tensors are no reason to refuse, but one that our names have a place for, in a trunk with more of
-    them, is.
+    them, is. So is a plain patch embedding of another size, without which the trunk sees other tokens.
     """
     kind, total = type(backbone).__name__, len(match.trunk)
     if len(match.loaded) < ENOUGH * total:
-        fault = f'fits only {len(match.loaded)} of the {total} tensors of this {kind} trunk'
-    elif len(match.surplus) > (1 - ENOUGH) * total or any(name.startswith('trunk.') for name in match.surplus):
-        fault = f'has {len(match.surplus)} tensors for which this {kind} trunk has no place ({short(match.surplus)})'
-    else:
+        return f'fits only {len(match.loaded)} of the {total} tensors of this {kind} trunk'
+    if len(match.surplus) > (1 - ENOUGH) * total or any(name.startswith('trunk.') for name in match.surplus):
+        return f'has {len(match.surplus)} tensors for which this {kind} trunk has no place ({short(match.surplus)})'
+    patch = f'tokenizer.{plain_patch(backbone)}proj.weight '
+    other = next((text for text in match.misshapen if text.startswith(patch)), None)
+    return f'has a patch embedding of another size than this {kind} ({other})' if other else ''
+
+
+def describe_misfit(backbone: nn.Module, match: Match, state: dict[str, Tensor], prefix: str | None = None) -> str:
+    """The fault, and what the checkpoint holds instead; '' where it fits."""
+    fault = find_fault(backbone, match)
+    if not fault:
         return ''
+    if prefix and not match.loaded:
+        return f'{fault} below prefix={prefix!r}: without it, the backbone is looked for in the whole file'
     from .identify import identify
     other = identify(state)
-    if other is not None:
+    if other is not None and not other.fault:
         return f'{fault}: it holds {other}'
-    return fault + (f': another shape has {match.misshapen[0]}' if match.misshapen else f': it has {short(state)}')
+    if match.misshapen and match.misshapen[0] not in fault:
+        return f'{fault}: another shape has {match.misshapen[0]}'
+    return fault if match.loaded else (f'{fault}: it has {short(state)}; if the backbone is there below another name, '
+                                       'give that as prefix')
 
 
 def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> None:

@@ -17,6 +17,7 @@ from mmengine.dist import barrier, is_main_process
 from safetensors import SafetensorError, safe_open
 from timm.models import _hub as hub
 from timm.models._hub import download_cached_file, get_cache_dir  # into torch.hub's cache, where mmengine looks too
+from timm.utils.misc import natural_key
 
 from ..errors import CheckpointError
 from .archive import read_archive, read_legacy
@@ -122,19 +123,21 @@ def local_file(location: str) -> Path:
     """The file of a path or URL."""
     if location.startswith(WEB):
         return download(location)
+    if not location:
+        raise CheckpointError("checkpoint '' names no file")
     location = location.removeprefix('file://')
     if '://' in location:
         raise CheckpointError(f'checkpoint {location!r} is no place that mmtok knows: name a file, http(s)://..., or '
                               f'{TIMM}MODEL')
     try:
         path = Path(location).expanduser()
-        inside = sorted(str(file) for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else None
+        inside = [str(file) for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else None
         there = path.is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long, a home that is not there
         raise CheckpointError(f'checkpoint {location!r} cannot be read ({error})') from error
     if inside is not None:
         raise CheckpointError(f'checkpoint {location!r} is a directory: name a file'
-                              + (f' in it, such as {inside[-1]!r}' if inside else ''))
+                              + (f' in it, such as {max(inside, key=natural_key)!r}' if inside else ''))
     if not there:
         raise CheckpointError(f'checkpoint {location!r} does not exist: put it there or name another one')
     return path
@@ -177,10 +180,10 @@ def read_safetensors(path: Path, name: str) -> dict:
         with safe_open(path, framework='pt') as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
             meta = file.metadata() or {}
+        return {'state_dict': state, 'meta': json.loads(meta[META]) if META in meta else meta}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f'checkpoint {name!r} is damaged or cut short ({error}): copy or download it '
                               'again') from error
-    return {'state_dict': state, 'meta': json.loads(meta[META]) if META in meta else meta}
 
 
 def read_timm(location: str) -> dict[str, torch.Tensor]:
