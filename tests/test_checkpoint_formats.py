@@ -230,7 +230,7 @@ def test_several_sets_of_weights(tmp_path, log):
     state = timm.create_model('deit_tiny_patch16_224').state_dict()
     taken({'model': state, 'model_ema': state}, DeiT('tiny'), tmp_path)
     assert log[-1][1].endswith("has 'model', which was loaded, and model_ema: prefix='model_ema' takes that")
-    with pytest.raises(CheckpointError, match='holds several sets of tensors, teacher, student: choose one by'):
+    with pytest.raises(CheckpointError, match='holds several sets of tensors, teacher, student: name one in'):
         taken({'teacher': state, 'student': state}, DeiT('tiny'), tmp_path)
     with pytest.raises(CheckpointError, match="fits only 0 of .* below prefix='model_ema': without it"):
         torch.save({'model': state, 'model_ema': {'a': torch.ones(1)}}, tmp_path / 'file.pth')

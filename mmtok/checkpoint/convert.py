@@ -37,13 +37,13 @@ def inspect(location: str, weights_only: bool = True) -> str:
               for key, value in content.items() if wrapper and key != wrapper and not (key == 'meta' and not value)]
     if beside:
         lines.append(('beside them', short(beside)))
-    if broken := not_finite(state):
-        lines.append(('not finite', f'{short(broken)}: init_cfg refuses it'))
     if found is None or found.fault:
         lines.append(('trunk', f'none that mmtok has; tensors are called {short(state)}'))
         if found is not None:
             lines.append(('most alike', f'{found.call()}, but the file {found.fault}'))
         return layout(lines)
+    if broken := not_finite(found.named.state):
+        lines.append(('not finite', f'{short(broken)}: init_cfg refuses it'))
     named, match, others = found.named, found.match, Counter(name.split('.')[0] for name in found.match.fitting)
     lines.append(('trunk', found.call()))
     if found.guessed:
@@ -131,8 +131,9 @@ def publish(location: str, target: Path, weights_only: bool = True) -> tuple[Pat
     content = read_checkpoint(location, weights_only)
     with about(location):
         state, wrapper, _ = unwrap(content)
-        check_finite(state)
         found = identify(state)
+        if found is not None:
+            check_finite(found.named.state)
     decoder = [name for name in state if 'token_prop' in name.split('.')]
     twins = {f'ema_{name.replace(".", "_")}' for name in state}  # of mmcv 1's EMAHook, in the middle of the weights
     averages = [name for name in state if name in twins]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from .formats import OWN, to_own_names
 from .loading import Match, Named, compare, find_fault, name_as_ours, prefixes_of
 
@@ -56,11 +57,7 @@ class Identity:
 
 
 def identify(state: dict[str, Tensor]) -> Identity | None:
-    """The trunk under whose names, whoever gave them, most of a state dict's tensors are known; None for no trunk.
-
-    Raises:
-        CheckpointError: For a distilled DeiT.
-    """
+    """The trunk under whose names, whoever gave them, most of a state dict's tensors are known; None for no trunk."""
     from ..backbones import PVT, DeiT, PVTv2, Swin, T2TViT
     found: dict[type, tuple[int, Identity]] = {}
     for prefix in prefixes_of(state):
@@ -76,8 +73,12 @@ def identify(state: dict[str, Tensor]) -> Identity | None:
     for identity in candidates:
         backbone = identity.build()
         identity.named = name_as_ours(state, backbone)  # tells apart formats that share names
-        identity.match = compare(backbone, identity.named, resample=False)  # as large as it
-        identity.fault = find_fault(backbone, identity.match)
+        try:
+            identity.match = compare(backbone, identity.named, resample=False)  # as large as it
+        except CheckpointError as error:
+            identity.fault = str(error)
+        else:
+            identity.fault = find_fault(backbone, identity.match)
     return next((identity for identity in candidates if not identity.fault), next(iter(candidates), None))
 
 

@@ -146,7 +146,8 @@ def unwrap(content: dict, prefix: str | None = None) -> tuple[dict[str, Tensor],
         (key, state), = sets.items()
         return state, key, prefix
     if sets:
-        raise CheckpointError(f'holds several sets of tensors, {short(sets)}: choose one by its name as prefix')
+        raise CheckpointError(f'holds several sets of tensors, {short(sets)}: name one in init_cfg, as '
+                              f'prefix={next(iter(sets))!r}')
     raise CheckpointError('holds no torch tensors' + (f', only {short(map(str, content))}' if content else ''))
 
 
