@@ -21,12 +21,14 @@ def test_equals_timm_and_mmdet(size):
     peer.load_state_dict(timm_names(ours))
     other = PyramidVisionTransformerV2(embed_dims=32, num_layers=[2, 2, 2, 2], drop_path_rate=0.0).eval()
     other.load_state_dict(pvt_convert(authors_pvt_v2(timm_names(ours))))
+    as_mmdet = PVTv2('b0', norm_eps=1e-6).eval()
+    as_mmdet.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = peer.forward_intermediates(x, intermediates_only=True)
-        for a, e, m in zip(ours(x), expected, other(x), strict=True):
+        for a, e, b, m in zip(ours(x), expected, as_mmdet(x), other(x), strict=True):
             assert a.shape == e.shape == m.shape
-            assert relative_error(a, e) <= 1e-5 and relative_error(a, m) <= 1e-5
+            assert relative_error(a, e) <= 1e-5 and relative_error(b, m) <= 1e-5
 
 
 @pytest.mark.parametrize('arch', ARCHS)

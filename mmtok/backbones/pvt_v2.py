@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..checkpoint.formats import PVT_V2
 from ..checkpoint.naming import count_levels
+from ..errors import check_positive
 from ..registry import MODELS
 from .arguments import check_heads, find_arch, find_indices, name_arch
 from .base import Stage, TokenBackbone
@@ -37,6 +38,8 @@ class PVTv2(TokenBackbone):
             embedding), are frozen and stay in eval mode; -1 for none.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Recompute blocks in backward to save memory.
+        norm_eps: Of the norms of patch embeddings and spatial reduction: 1e-5 as the authors and timm have it, 1e-6 for
+            weights that mmdet has trained.
         mask_padding: Keep the zero padding of a batch out of the tokenizer and of TokenProp, see `TokenBackbone`.
         init_cfg: mmengine's.
 
@@ -48,9 +51,10 @@ class PVTv2(TokenBackbone):
 
     def __init__(self, arch: str | dict = 'b2', tokenizer: dict | None = None, token_prop: dict | None = None,
                  out_indices: Sequence[int] = (0, 1, 2, 3), classifier: bool = False, frozen_stages: int = -1,
-                 drop_path_rate: float = 0.1, with_cp: bool = False, mask_padding: bool = True,
+                 drop_path_rate: float = 0.1, with_cp: bool = False, norm_eps: float = 1e-5, mask_padding: bool = True,
                  init_cfg: dict | None = None):
         arch = find_arch(arch, ARCHS, stages=4)
+        check_positive('norm_eps', norm_eps)
         dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         for width, heads in zip(dims, NUM_HEADS, strict=True):
             check_heads(width, heads)
@@ -62,8 +66,12 @@ class PVTv2(TokenBackbone):
         self.trunk = PyramidVisionTransformerV2(
             num_classes=0, depths=depths, embed_dims=dims, num_heads=NUM_HEADS, sr_ratios=SR_RATIOS,
             mlp_ratios=tuple(arch['mlp_ratios']), drop_path_rate=drop_path_rate)
+        blocks = [block for stage in self.trunk.stages for block in stage.blocks]
+        for part in (self.trunk.patch_embed, *(stage.downsample for stage in self.trunk.stages[1:]),
+                     *(block.attn for block in blocks if block.attn.sr)):
+            part.norm.eps = norm_eps
         self.trunk.patch_embed = NormedTokens(self.trunk.patch_embed.norm)
-        take_small_maps(block.attn.sr for stage in self.trunk.stages for block in stage.blocks if block.attn.sr)
+        take_small_maps(block.attn.sr for block in blocks if block.attn.sr)
         self.trunk.set_grad_checkpointing(with_cp)
         self.freeze()
 

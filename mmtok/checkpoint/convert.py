@@ -20,7 +20,8 @@ TORCH = ('.pth', '.pt')
 # What one who loads a converted file has to know.
 CAVEATS = {('DeiT', 'mmseg'): '; build VisionTransformer with patch_bias=True and norm_cfg=dict(type="LN", eps=1e-6)',
            ('T2TViT', 'mmpretrain'): '; mmpretrain 1.2.0 divides the logits of T2T attention by the scale where the '
-           'authors multiply, and so gives other features'}
+           'authors multiply, and so gives other features',
+           ('PVTv2', 'mmdet'): '; mmdet adds 1e-6 in norms where the authors and timm add 1e-5'}
 KEPT = ('epoch', 'iter', 'seed', 'dataset_meta', 'cfg', 'mmengine_version', 'mmtok_version', 'trunk', 'options')
 
 
