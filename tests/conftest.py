@@ -10,6 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,18 @@ def ade_layout(tmp_path_factory) -> Path:
             image = image.parent / image.read_text()
         link.symlink_to(image.resolve())
     return root
+
+
+@pytest.fixture(scope='session')
+def cifar10(tmp_path_factory) -> Path:
+    """The CIFAR-10 of `../shared/data`, unpacked."""
+    packed = SHARED / 'cifar10_imagefolder.tar.xz'
+    if not packed.is_file():
+        pytest.skip(f'{packed} is not here')
+    root = tmp_path_factory.mktemp('cifar10')
+    with tarfile.open(packed) as tar:
+        tar.extractall(root)
+    return root / 'cifar10'
 
 
 @pytest.fixture(scope='session')

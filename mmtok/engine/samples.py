@@ -30,6 +30,31 @@ def is_about_content(error: Exception) -> bool:
     return isinstance(error, CONTENT_ERRORS)
 
 
+class SkippedFiles:
+    """The files that a data set could not decode, as far as this process or data worker has met them."""
+
+    def __init__(self, images: int):
+        self.bearable, self.files = min(max(10, images // 100), images // 4), set()
+
+    def add(self, file: str, error: Exception, may_skip: bool) -> None:
+        """Says which file cannot be decoded, once.
+
+        Raises:
+            DataError: It must not be skipped, or is one too many (over 10 and over 1 % of the data set, or over a
+                quarter of it).
+        """
+        empty = os.path.isfile(file) and os.path.getsize(file) == 0
+        reason = 'it is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
+        sentence = f'{file} cannot be decoded ({reason})'
+        if not may_skip:
+            raise DataError(f'{sentence}: replace it, or take it out of the data set') from error
+        if file not in self.files:
+            self.files.add(file)
+            if len(self.files) > self.bearable:
+                raise DataError(f'{sentence}, as {self.bearable} others before it: mend the data set') from error
+            print_log(f'{sentence}: skipped, another image takes its place', logger='current', level=logging.WARNING)
+
+
 class CheckedPipeline(Compose):
     """The pipeline of a built data set, which names the file that a step fails on.
 
@@ -37,19 +62,17 @@ class CheckedPipeline(Compose):
     meets it, and the data set draws another sample in its place (mmengine's rule for a pipeline that returns None).
 
     Raises:
-        DataError: For a file that is missing, or that cannot be decoded and must not be skipped, or that is one too
-            many (over 10 and over 1 % of the data set, or over a quarter of it); for a semantic map of mmseg's data
-            sets of another size than its image, or with a label that the data set does not have.
+        DataError: For a file that is missing, or that cannot be decoded (see `SkippedFiles`); for a semantic map of
+            mmseg's data sets of another size than its image, or with a label that the data set does not have.
     """
 
     def __init__(self, dataset: BaseDataset, skip_undecodable: bool) -> None:
         super().__init__(dataset.pipeline.transforms)
         self.skip_undecodable = skip_undecodable
-        self.bearable = min(max(10, len(dataset) // 100), len(dataset) // 4)
         self.is_mmseg = hasattr(dataset, 'reduce_zero_label')
         self.num_classes = len(dataset.metainfo.get('classes') or ())
         self.ignore_index = getattr(dataset, 'ignore_index', 255)
-        self.skipped = set()
+        self.skipped = SkippedFiles(len(dataset))
 
     def __call__(self, sample: dict) -> dict | None:
         image, semantic_map = sample.get('img_path'), sample.get('seg_map_path')
@@ -62,7 +85,7 @@ class CheckedPipeline(Compose):
                 raise DataError(f'{error.filename or file} is not there, but the data set lists it') from error
             except Exception as error:
                 if name.startswith('Load') and is_about_content(error):
-                    return self.skip(file, error)
+                    return self.skipped.add(file, error, self.skip_undecodable)
                 print_log(f'{name} failed on {file}', logger='current', level=logging.ERROR)
                 raise
             if sample is None:
@@ -71,19 +94,6 @@ class CheckedPipeline(Compose):
                 self.check_map(sample['gt_seg_map'], semantic_map, sample.get('ori_shape'), image,
                                getattr(transform, 'reduce_zero_label', None) or sample.get('reduce_zero_label', False))
         return sample
-
-    def skip(self, file: str, error: Exception) -> None:
-        """Says which file cannot be decoded, once a worker."""
-        empty = os.path.isfile(file) and os.path.getsize(file) == 0
-        reason = 'it is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
-        sentence = f'{file} cannot be decoded ({reason})'
-        if not self.skip_undecodable:
-            raise DataError(f'{sentence}: replace it, or take it out of the data set') from error
-        if file not in self.skipped:
-            self.skipped.add(file)
-            if len(self.skipped) > self.bearable:
-                raise DataError(f'{sentence}, as {self.bearable} others before it: mend the data set') from error
-            print_log(f'{sentence}: skipped, another image takes its place', logger='current', level=logging.WARNING)
 
     def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str, reduced: bool) -> None:
         """`labels`: as loaded, (H,W), 1 less than in the file if `reduced`; `image_shape`: the image's (H,W)."""

@@ -90,3 +90,18 @@ def draw_ade_folder(root: Path, train: int = 400, val: int = 60, side: int = 128
             image, labels = draw_scene(rng, side)
             Image.fromarray(image).save(images / f'{i:04d}.jpg', quality=95)
             Image.fromarray(labels + 1).save(annotations / f'{i:04d}.png')
+
+
+def draw_image_folder(root: Path, train: int = 200, val: int = 50, side: int = 32, seed: int = 0) -> None:
+    """A data set in ImageNet's layout: {train,val}/CLASS/*.png, so many images of each of the four textures."""
+    if root.exists():
+        shutil.rmtree(root)
+    y, x = np.mgrid[:side, :side].astype(float)
+    for split, count, stream in (('train', train, 0), ('val', val, 1)):
+        rng = np.random.default_rng([seed, stream])
+        for texture, name in enumerate(CLASSES[:4]):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                dark, light = colours(rng)
+                image = np.where(pattern(rng, texture, x, y)[..., None], light, dark) + rng.normal(0, 6, (side, side, 3))
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / split / name / f'{i:04d}.png')

@@ -1,0 +1,16 @@
+# A DeiT that 2 CPU cores train in under 40 minutes
+_base_ = ['../_base_/datasets/cifar10.py', '../_base_/classifier_runtime.py', '../_base_/schedules/adamw_300e_in1k.py']
+epochs = 20
+model = dict(
+    type='mmtok.ImageClassifier',
+    num_classes=10,
+    backbone=dict(
+        type='mmtok.DeiT',
+        arch=dict(embed_dims=96, depth=4, num_heads=3),
+        img_size=32,
+        patch_size=4,
+        drop_path_rate=0.0,
+        mask_padding=False))
+param_scheduler = dict(epochs=epochs, warmup=1)
+train_cfg = dict(max_epochs=epochs)
+auto_scale_lr = dict(base_batch_size=128)

@@ -1,0 +1,90 @@
+"""Evaluation of the trained weights and of their moving average, one after the other."""
+
+import copy
+
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import EMAHook as MMEngineEMAHook
+from mmengine.runner import Runner, autocast
+
+from ..engine.loops import TestLoop, ValLoop
+from ..registry import HOOKS, LOOPS
+
+AVERAGE = 'ema'
+
+
+@HOOKS.register_module()
+class EMAHook(MMEngineEMAHook):
+    """mmengine's EMAHook, which leaves it to the loops of this file to test the averages beside the weights.
+
+    With `momentum=1 - decay` and `update_buffers=True` its averages are those of timm's ModelEmaV3. As mmengine's, it
+    saves the averages as the model of a checkpoint (`state_dict`), which is what others load.
+
+    Args:
+        ema_type, strict_load, begin_iter, begin_epoch, momentum, update_buffers, ...: mmengine's.
+    """
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Leaves the weights in place."""
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Leaves the weights in place."""
+
+    before_test_epoch, after_test_epoch = before_val_epoch, after_val_epoch
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """mmengine's; to be tested, weights and averages are taken as if to resume."""
+        resume, tested = runner._resume, runner._train_loop is None or isinstance(runner._train_loop, dict)
+        runner._resume = resume or (tested and 'ema_state_dict' in checkpoint)
+        try:
+            super().after_load_checkpoint(runner, checkpoint)
+        finally:
+            runner._resume = resume
+
+
+class WithAverages:
+    """An evaluator, and a copy of it for the outputs of the averages, whose metrics begin with `ema/`."""
+
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator, self.average, self.used = evaluator, copy.deepcopy(evaluator), False
+
+    def process(self, data_samples, data_batch=None) -> None:
+        self.evaluator.process(data_samples, data_batch)
+
+    def process_averages(self, data_samples, data_batch) -> None:
+        self.average.process(data_samples, data_batch)
+        self.used = True
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        metrics = self.evaluator.evaluate(size)
+        if self.used:
+            found, self.used = self.average.evaluate(size), False
+            metrics.update({f'{AVERAGE}/{name.split("/")[-1]}': value for name, value in found.items()})
+        return metrics
+
+
+class TestsAverages:
+    """For both loops: each batch is given to the weights and to the averages."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.evaluator = WithAverages(self.evaluator)
+        self.hook = next((hook for hook in self.runner.hooks if isinstance(hook, EMAHook)), None)
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch) -> None:
+        super().run_iter(idx, data_batch)
+        if self.hook is not None:
+            model = self.hook.ema_model.module.eval()
+            with autocast(enabled=self.fp16):
+                self.evaluator.process_averages(model.val_step(data_batch), data_batch)
+
+
+@LOOPS.register_module()
+class ClassifierValLoop(TestsAverages, ValLoop):
+    """mmtok's ValLoop for a classifier."""
+
+
+@LOOPS.register_module()
+class ClassifierTestLoop(TestsAverages, TestLoop):
+    """mmtok's TestLoop for a classifier."""

@@ -1,0 +1,209 @@
+"""Image folders and tar files through timm's readers, with its transforms, and with bad files named."""
+
+import contextlib
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_transform
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from ..engine.samples import SkippedFiles, is_about_content
+from ..errors import ConfigError, DataError, check_options, is_number
+from ..registry import DATASETS
+from .sampler import Draw
+
+STREAMS = ('wds/', 'hfids/', 'tfds/')
+
+
+@DATASETS.register_module()
+class ImageDataset(Dataset):
+    """Images by class: a folder with one folder for each class, a tar file of it, or a data set of Hugging Face.
+
+    Args:
+        data_root: Folder with the folders (or tar files) of the splits, as ImageNet's; or the folder or tar file of
+            one split itself.
+        split: Which of them: 'train', 'val' or another name.
+        transform: Options of timm's `create_transform`, such as `input_size`, `is_training`, `auto_augment`.
+            Normalisation, and the random erasing that follows it, are `mmtok.ImagePreprocessor`'s part.
+        name: Empty for folders and tar files; 'hfds/NAME' for a data set of Hugging Face, kept on disk.
+        class_map: Text file with a class a line, in order; without it, classes are numbered in the order of their
+            names.
+        fraction: Share of the images of each class that is used, at least one of each.
+        fraction_seed: Which ones; smaller fractions of one seed are part of larger ones.
+        reader: More options of timm's `create_dataset`.
+
+    Attributes:
+        metainfo: The `classes`, by index.
+
+    Raises:
+        ConfigError: When nothing, or too little, is found.
+        DataError: For a file that cannot be decoded, unless training may skip it, and for a class without images.
+    """
+
+    def __init__(self, data_root: str, split: str = 'train', transform: dict | None = None, name: str = '',
+                 class_map: str = '', fraction: float = 1.0, fraction_seed: int = 0, reader: dict | None = None):
+        self.transform = make_transform(transform or {})
+        if name.startswith(STREAMS):
+            raise ConfigError(f'name={name!r} is read as a stream: use mmtok.ImageStream for it')
+        self.split, self.root = split, find_split(data_root, split) if not name else data_root
+        with explained_reader(self.root):
+            self.reader = create_dataset(name, self.root, split, search_split=False, class_map=class_map or None,
+                                         **(reader or {})).reader
+        self.metainfo = dict(classes=tuple(self.find_classes()))
+        self.indices = self.take(fraction, fraction_seed)
+        self.skipped = SkippedFiles(len(self))
+
+    def find_classes(self) -> list[str]:
+        """Names of the classes, each of which must have images."""
+        names = getattr(self.reader, 'class_to_idx', None) or getattr(self.reader, 'class_name_to_idx', None)
+        if names is None:
+            return []
+        if os.path.isdir(self.root):
+            empty = [folder for folder, inside, files in os.walk(self.root, followlinks=True)
+                     if not inside and not files and folder != self.root]
+            if empty:
+                raise DataError(f'{empty[0]} holds no images' + (f', nor do {len(empty) - 1} other folders'
+                                                                 if empty[1:] else '')
+                                + ': put the images there, or remove the folder')
+        classes = sorted(names, key=names.get)
+        if isinstance(labels := self.labels(), list):
+            held = set(labels)
+            missing = [name for name in classes if names[name] not in held]
+            if missing:
+                raise DataError(f'{len(missing)} of {len(classes)} classes have no image in {self.root}, such as '
+                                f'{missing[0]!r}: put the images into a folder of this name, or take the class out of '
+                                'class_map')
+        if len(classes) < 2:
+            raise ConfigError(f'{self.root} has one class only, {classes[0]!r}: a classifier needs two; data_root is '
+                              'the folder that holds one folder for each class, or the folders of the splits')
+        return classes
+
+    def labels(self) -> list[int] | None:
+        """The class of each image, None where only reading it would tell."""
+        if hasattr(self.reader, 'samples') and hasattr(self.reader, 'targets'):  # tar files
+            return [int(target) for target in self.reader.targets]
+        if hasattr(self.reader, 'samples'):
+            return [target for _, target in self.reader.samples]
+        return None
+
+    def take(self, fraction: float, seed: int) -> list[int] | None:
+        """Indices of a balanced part of the images, None for all of them."""
+        if not is_number(fraction) or not 0 < fraction <= 1:
+            raise ConfigError(f'fraction={fraction!r} must be a number above 0, up to 1')
+        if fraction == 1:
+            return None
+        labels = self.labels()
+        if labels is None:
+            raise ConfigError(f'fraction={fraction} needs image folders or tar files, whose labels are known beforehand')
+        wanted = {label: max(1, round(fraction * count)) for label, count in Counter(labels).items()}
+        order = np.random.default_rng(seed).permutation(len(labels))
+        taken = []
+        for index in order.tolist():
+            if wanted[labels[index]]:
+                wanted[labels[index]] -= 1
+                taken.append(index)
+        return sorted(taken)
+
+    def __len__(self) -> int:
+        return len(self.reader) if self.indices is None else len(self.indices)
+
+    def filename(self, index: int) -> str:
+        """Where an image is: its path, or its name inside a tar file or data set."""
+        index = index if self.indices is None else self.indices[index]
+        with contextlib.suppress(Exception):  # data sets of Hugging Face need not have names
+            name = self.reader.filename(index, absolute=True)
+            return name if os.path.isdir(self.root) else f'{self.root}: {name}'
+        return f'image {index} of {self.root}'
+
+    def __getitem__(self, draw: Draw | int) -> tuple[Tensor, int]:
+        """(image (3,H,W) uint8, label). With a Draw, its seed decides on the augmentation."""
+        if isinstance(draw, Draw):
+            with seeded(draw.seed):
+                return self.read(draw.index, may_skip=True)
+        return self.read(draw, may_skip=False)
+
+    def read(self, index: int, may_skip: bool) -> tuple[Tensor, int]:
+        """An image, or if it cannot be decoded and may be skipped, another one."""
+        while True:
+            try:
+                file, label = self.reader[index if self.indices is None else self.indices[index]][:2]
+                with Image.open(file) as image:
+                    image = image.convert('RGB')
+                break
+            except FileNotFoundError as error:
+                raise DataError(f'{self.filename(index)} is not there any more') from error
+            except Exception as error:
+                if not is_about_content(error):
+                    raise
+                self.skipped.add(self.filename(index), error, may_skip)
+                index = random.randrange(len(self))
+        return self.transform(image), int(label)
+
+
+def make_transform(options: dict):
+    """timm's transform, without normalisation, of its options."""
+    check_options('dataset.transform', options, create_transform)
+    beyond = [key for key in options if key in ('mean', 'std') or key.startswith('re_')]
+    if beyond:
+        raise ConfigError(f'dataset.transform has {", ".join(beyond)}, but normalisation and random erasing are done '
+                          'on the device: set mean, std and erase in model.data_preprocessor')
+    return create_transform(**options, use_prefetcher=True)
+
+
+def find_split(data_root: str, split: str) -> str:
+    """The folder or tar file of a split below `data_root`; this itself where it has none.
+
+    Raises:
+        ConfigError: When the folder has other splits, or nothing is there.
+    """
+    root = Path(data_root)
+    names = [split] + {'train': ['training'], 'val': ['validation', 'valid']}.get(split, [])
+    for name in names:
+        for place in (root / name, root / f'{name}.tar'):
+            if place.exists():
+                return str(place)
+    if root.name.endswith(('.tar.gz', '.tar.xz', '.tgz', '.tar.bz2', '.zip')):
+        raise ConfigError(f'data_root={data_root!r} is compressed, and images are read from it one by one: unpack it '
+                          'into a folder, or into a .tar file')
+    if not root.exists():
+        raise ConfigError(f'data_root={data_root!r} is not there: put the images there, or name another folder')
+    other = [name for name in ('train', 'training', 'val', 'validation', 'valid') if (root / name).is_dir()]
+    if other:
+        raise ConfigError(f'{data_root} has the split {", ".join(other)}, but not {split!r}')
+    return str(root)
+
+
+@contextlib.contextmanager
+def explained_reader(root: str) -> Iterator[None]:
+    """One sentence where timm finds no image."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        text = ' '.join(str(error).split())
+        if 'Found 0 images' in text or 'not enough values to unpack' in text or 'No .tar files' in text:
+            raise ConfigError(f'{root} holds no images: it should hold one folder of images for each class') from error
+        raise ConfigError(f'{root} cannot be read as a data set ({text})') from error
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of Python, numpy and torch that follow from `seed`; a main process gets its own back."""
+    main = get_worker_info() is None
+    states = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if main else None
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        if states:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])

@@ -1,0 +1,107 @@
+"""A training's results as one JSON file beside its checkpoints."""
+
+import hashlib
+import json
+import platform
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..checkpoint.writing import write_whole
+from ..errors import ConfigError
+from ..registry import HOOKS
+
+PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
+RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
+
+
+@HOOKS.register_module()
+class ResultsHook(Hook):
+    """Writes `results.json` after each validation, and the list of images where only a part is trained on.
+
+    The file holds the config's name and hash, the seed, versions, the machine, images per second (median over the
+    iterations, all processes), the metrics of the last validation, and `curve`, those of all validations. Resuming
+    goes on with the curve.
+    """
+
+    priority = 'LOW'  # after the metrics are logged
+
+    def __init__(self):
+        self.curve, self.seconds, self.started = [], [], None
+
+    def before_train(self, runner: Runner) -> None:
+        data = runner.train_loop.dataloader.dataset
+        check_same_classes(data, runner.val_loop)
+        if is_main_process() and getattr(data, 'indices', None) is not None:
+            names = '\n'.join(data.filename(i) for i in range(len(data)))
+            write_whole(str(Path(runner.work_dir) / TRAIN_LIST), f'{names}\n'.encode())
+        path = Path(runner.work_dir) / RESULTS
+        if runner._resume and path.is_file():
+            known = json.loads(path.read_text())
+            self.curve = [line for line in known['curve'] if line['epoch'] <= runner.epoch]
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.started = None
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        now = time.perf_counter()
+        if self.started is not None:  # the first iteration of an epoch waits for data workers
+            self.seconds.append((now - self.started) / len(data_batch[1]))
+        self.started = now
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        if not is_main_process() or runner._train_loop is None or isinstance(runner._train_loop, dict):
+            return
+        self.curve.append(dict(epoch=runner.epoch, **{name: round(value, 4) for name, value in metrics.items()}))
+        text = json.dumps(self.collect(runner), indent=2)
+        write_whole(str(Path(runner.work_dir) / RESULTS), f'{text}\n'.encode())
+
+    def collect(self, runner: Runner) -> dict:
+        """What the file holds."""
+        speed = get_world_size() / statistics.median(self.seconds) if self.seconds else None
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'
+        return dict(
+            config=runner.experiment_name.rsplit('_', 2)[0], config_hash=config_hash(runner.cfg), seed=runner.seed,
+            epochs=runner.max_epochs, versions=versions(), device=device, processes=get_world_size(),
+            parameters=sum(p.numel() for name, p in runner.model.named_parameters() if 'token_prop' not in name),
+            images_per_second=speed and round(speed, 1), metrics=self.curve[-1], curve=self.curve)
+
+
+def config_hash(cfg) -> str:
+    """Of all that a config says but where to write and what to draw random numbers from."""
+    plain = {key: value for key, value in cfg.to_dict().items()
+             if key not in ('work_dir', 'resume', 'load_from', 'randomness', 'launcher')}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    found = {'python': platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_same_classes(data, val_loop) -> None:
+    """Training and validation number their classes alike.
+
+    Raises:
+        ConfigError: Names a class that only one of them has.
+    """
+    if val_loop is None:
+        return
+    ours, theirs = (list((getattr(x, 'metainfo', None) or {}).get('classes', ()))
+                    for x in (data, val_loop.dataloader.dataset))
+    if ours and theirs and ours != theirs:
+        other = sorted(set(ours) ^ set(theirs))
+        raise ConfigError(f'training has {len(ours)} classes and validation {len(theirs)}, of which only one has '
+                          f'{", ".join(map(repr, other[:5]))}: name the same class folders in both'
+                          if other else 'training and validation number their classes in another order')

@@ -1,0 +1,74 @@
+"""Sharded data sets that are read one after the other, through timm's readers: wds/, hfids/, tfds/."""
+
+from collections.abc import Iterator
+
+from mmengine.hooks import DistSamplerSeedHook
+from timm.data import create_dataset
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from ..errors import ConfigError
+from ..registry import DATASETS, HOOKS
+from .images import STREAMS, make_transform
+
+EXTRAS = {'wds/': 'webdataset', 'hfids/': 'datasets', 'tfds/': 'tensorflow_datasets'}
+
+
+@DATASETS.register_module()
+class ImageStream(IterableDataset):
+    """A data set in shards, for images that have outgrown one disk. Its dataloader has `sampler=None`.
+
+    timm's readers shuffle shards and images, share them among processes and data workers, and repeat an epoch's order
+    for a seed; what an image's augmentation draws depends on the data worker.
+
+    Args:
+        name: 'wds/' (webdataset; `data_root` holds the shards, `split` names them, as in
+            'train-{0000..0099}.tar|100000'), 'hfids/NAME' (Hugging Face, streamed) or 'tfds/NAME'.
+        data_root: Folder of the shards or of the cache.
+        split: Of the reader.
+        transform: Options of timm's `create_transform`; `is_training` makes the reader shuffle too.
+        batch_size, num_workers, seed: Those of the dataloader, from which the reader counts its steps.
+        reader: More options of timm's `create_dataset`, such as `num_samples`.
+
+    Raises:
+        ConfigError: When the reader cannot be made, with the package that it needs.
+    """
+
+    def __init__(self, name: str, data_root: str | None, split: str, transform: dict | None = None,
+                 batch_size: int = 1, num_workers: int = 1, seed: int = 42, reader: dict | None = None):
+        kind = next((kind for kind in STREAMS if name.startswith(kind)), None)
+        if kind is None:
+            raise ConfigError(f'name={name!r} is no stream; mmtok.ImageStream takes {", ".join(STREAMS)}, '
+                              'mmtok.ImageDataset the others')
+        transform = transform or {}
+        try:
+            self.images = create_dataset(
+                name, data_root, split, is_training=transform.get('is_training', False), batch_size=batch_size,
+                seed=seed, **(reader or {}))
+        except (RuntimeError, ImportError, AttributeError, OSError, ValueError) as error:
+            text = ' '.join(str(error).split())
+            raise ConfigError(f'{name} with data_root={data_root!r} and split={split!r} cannot be read ({text}); it '
+                              f'needs the package {EXTRAS[kind]}') from error
+        self.images.transform = make_transform(transform)
+        self.images.set_loader_cfg(num_workers=num_workers)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order of shards; reaches the data workers."""
+        self.images.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return iter(self.images)
+
+
+@HOOKS.register_module()
+class EpochHook(DistSamplerSeedHook):
+    """mmengine's, which tells the sampler the epoch; a data set that is a stream is told too."""
+
+    def before_train_epoch(self, runner) -> None:
+        super().before_train_epoch(runner)
+        dataset = runner.train_loop.dataloader.dataset
+        if hasattr(dataset, 'set_epoch'):
+            dataset.set_epoch(runner.epoch)

@@ -1,0 +1,169 @@
+"""The recipe of an ImageNet training, number by number against timm's."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from mmtok.classification import ImageClassifier, ImagePreprocessor
+from mmtok.classification.evaluation import EMAHook
+from mmtok.classification.metrics import Accuracy
+from mmtok.errors import ConfigError
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def batch(size=8, classes=10):
+    return (torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8), torch.randint(classes, (size, )))
+
+
+def groups(lrs=(1e-3, 5e-4)):
+    return torch.optim.SGD([dict(params=[nn.Parameter(torch.ones(1))], lr=lr) for lr in lrs], lr=0.1)
+
+
+@pytest.mark.parametrize('recipe', ['deit', 't2t', 'swin'])
+def test_the_learning_rate_of_each_step_is_timms(recipe):
+    per_epoch, epochs = 7, 300
+    ours = dict(type='mmtok.CosineLR', epochs=epochs, warmup=5, warmup_lr=1e-6, min_lr=1e-5)
+    theirs = dict(num_epochs=epochs, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5)
+    if recipe == 't2t':
+        ours['warmup'] = theirs['warmup_epochs'] = 10
+    if recipe == 'swin':
+        ours.update(warmup=20, warmup_prefix=True, by_epoch=True, convert_to_iter_based=True)
+        theirs.update(num_epochs=280, warmup_epochs=20, warmup_prefix=True, step_on_epochs=False,
+                      updates_per_epoch=per_epoch)
+    mine, other = groups(), groups()
+    scheduler = PARAM_SCHEDULERS.build({**ours, 'optimizer': mine, 'epoch_length': per_epoch} if recipe == 'swin'
+                                       else {**ours, 'optimizer': mine})
+    peer, _ = create_scheduler_v2(other, 'cosine', **theirs)
+    for step in range(310 * (per_epoch if recipe == 'swin' else 1)):
+        assert [g['lr'] for g in mine.param_groups] == pytest.approx([g['lr'] for g in other.param_groups], rel=1e-12)
+        mine.step()
+        scheduler.step()
+        peer.step_update(step + 1) if recipe == 'swin' else peer.step(step + 1)
+    assert mine.param_groups[0]['lr'] == 1e-5
+
+
+def test_a_resumed_schedule_goes_on():
+    optimizer = groups()
+    scheduler = PARAM_SCHEDULERS.build(dict(type='mmtok.CosineLR', optimizer=optimizer, epochs=20, warmup=3))
+    for _ in range(8):
+        optimizer.step()
+        scheduler.step()
+    again = groups()
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed = PARAM_SCHEDULERS.build(dict(type='mmtok.CosineLR', optimizer=again, epochs=20, warmup=3))
+    resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    for one, other in ((optimizer, scheduler), (again, resumed)):
+        one.step()
+        other.step()
+    assert [g['lr'] for g in again.param_groups] == [g['lr'] for g in optimizer.param_groups]
+
+
+@pytest.mark.parametrize('options', [
+    dict(mixup_alpha=0.8, cutmix_alpha=1.0), dict(mixup_alpha=0.8), dict(mixup_alpha=0.0, cutmix_alpha=1.0),
+    dict(mixup_alpha=0.8, cutmix_alpha=1.0, mode='elem', prob=0.5), dict(cutmix_minmax=(0.2, 0.8), mode='pair')])
+def test_mixed_images_and_labels_are_timms(options):
+    images, labels = batch()
+    preprocessor = ImagePreprocessor(erase=dict(probability=0.9, mode='const'), mixup=options, num_classes=10,
+                                     label_smoothing=0.1)
+    import random
+    for seed in range(6):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        ours = preprocessor((images, labels), training=True)
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        x = (images.float() - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+        x = RandomErasing(probability=0.9, mode='const', device='cpu')(x)
+        x, targets = Mixup(label_smoothing=0.1, num_classes=10, **options)(x, labels)
+        assert torch.equal(ours['inputs'], x) and torch.equal(ours['labels'], targets)
+
+
+def test_evaluated_images_are_normalised_only():
+    images, labels = batch(7)
+    found = ImagePreprocessor(erase=dict(probability=1.0), mixup=dict(), num_classes=10)((images, labels))
+    assert torch.equal(found['labels'], labels)
+    assert torch.allclose(found['inputs'] * torch.tensor(STD).view(-1, 1, 1) + torch.tensor(MEAN).view(-1, 1, 1),
+                          images.float(), atol=1e-4)
+
+
+def test_an_odd_batch_to_mix():
+    with pytest.raises(ConfigError, match='Mixup pairs .* has 7: set train_dataloader.batch_size'):
+        ImagePreprocessor(mixup=dict())(batch(7), training=True)
+
+
+@pytest.mark.parametrize('options, sentence', [
+    (dict(erase=dict(prob=1)), 'model.data_preprocessor.erase has no option prob; it takes probability'),
+    (dict(mixup=dict(alpha=1)), 'model.data_preprocessor.mixup has no option alpha; it takes mixup_alpha'),
+    (dict(mixup=dict(mixup_alpha=0)), 'mixes nothing')])
+def test_options_that_timm_does_not_have(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        ImagePreprocessor(**options)
+
+
+def small(**options):
+    backbone = dict(type='mmtok.DeiT', arch=dict(embed_dims=32, depth=2, num_heads=2), img_size=32, patch_size=8)
+    return ImageClassifier(backbone, 10, **options)
+
+
+def test_losses_are_timms():
+    model = small(label_smoothing=0.1)
+    model.init_weights()
+    x, labels = torch.randn(6, 3, 32, 32), torch.randint(10, (6, ))
+    scores = model(x)
+    assert torch.allclose(model(x, labels, mode='loss')['loss'], LabelSmoothingCrossEntropy(0.1)(scores, labels))
+    shares = torch.rand(6, 10).softmax(1)
+    assert torch.allclose(model(x, shares, mode='loss')['loss'], SoftTargetCrossEntropy()(scores, shares))
+
+
+def test_averages_are_timms_after_ten_steps():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    hook, theirs = EMAHook(momentum=1 - 0.9, update_buffers=True), ModelEmaV3(model, decay=0.9)
+
+    class Runner:
+        iter, epoch = 0, 0
+    runner = Runner()
+    runner.model = model
+    hook.before_run(runner)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().sum().backward()
+        optimizer.step()
+        hook.after_train_iter(runner, step)
+        theirs.update(model, step=step)
+    for name, value in theirs.module.state_dict().items():
+        if value.is_floating_point():  # a count of batches is no average
+            assert torch.allclose(hook.ema_model.module.state_dict()[name], value, rtol=1e-6), name
+
+
+def test_weight_decay_groups_are_timms():
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/deit-s_8xb128-300e_in1k.py')
+    model = MODELS.build(cfg.model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    peer = create_model('deit_small_patch16_224')
+    theirs = create_optimizer_v2(peer, 'adamw', lr=1e-3, weight_decay=0.05)
+
+    def decayed(optimizer):
+        return sorted(tuple(p.shape) for g in optimizer.param_groups if g['weight_decay'] for p in g['params'])
+    assert decayed(optimizer) == decayed(theirs)
+    assert {g['weight_decay'] for g in optimizer.param_groups} == {0.0, 0.05}
+
+
+def test_accuracy_counts():
+    metric = Accuracy(topk=(1, 2))
+    scores = torch.tensor([[3., 1, 2], [1., 3, 2], [1., 2, 3], [2., 2, 2]])
+    metric.process(None, [dict(scores=s, label=label) for s, label in zip(scores, (0, 2, 0, 1), strict=True)])
+    assert metric.evaluate(4) == {'accuracy/top1': 25.0, 'accuracy/top2': 75.0}

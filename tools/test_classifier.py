@@ -1,0 +1,36 @@
+"""Test a checkpoint of an image classifier: top-1 and top-5, with an average of the weights of both.
+
+    python tools/test_classifier.py CONFIG CHECKPOINT
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.registry import RUNNERS
+from train_classifier import load_config
+
+from mmtok.errors import StorageError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT')
+    parser.add_argument('--work-dir', help="where the log goes; work_dirs/CONFIG's name")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args)
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        raise StorageError(f'the checkpoint {args.checkpoint!r} is not there')
+    cfg.load_from = args.checkpoint
+    cfg.model.backbone.init_cfg = None  # the checkpoint has it all
+    RUNNERS.build(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,65 @@
+"""Train an image classifier of a config, such as those in configs/imagenet and configs/cifar10.
+
+    python tools/train_classifier.py CONFIG                              # writes to work_dirs/CONFIG's name
+    python tools/train_classifier.py CONFIG --resume                     # goes on from the last checkpoint
+    tools/dist_train.sh classifier CONFIG 8                              # on 8 GPUs
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+
+from mmtok.errors import ConfigError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG')
+    parser.add_argument('--work-dir', help="where logs, checkpoints and results.json go; work_dirs/CONFIG's name")
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
+                        help='go on from this checkpoint, without a name from the last one in the work directory')
+    parser.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help="scale the learning rate by the batch of all processes over the recipe's")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='change settings of the config, such as train_dataloader.batch_size=64')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with what the command line changes."""
+    if not Path(args.config).is_file():
+        raise ConfigError(f'the config {args.config!r} is not there')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None or cfg.get('work_dir') is None:
+        cfg.work_dir = args.work_dir or os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...), the batch of all '
+                              f'processes that the learning rate belongs to, in {args.config}')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+    RUNNERS.build(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
