@@ -24,7 +24,8 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmtok',
                             'mmtok.classification.evaluation', 'mmtok.classification.results'])
 RUNNERS = Registry('runner', build_func=build_runner_from_cfg, parent=MMENGINE_RUNNERS, scope='mmtok',
                    locations=['mmtok.engine.runner'])
-LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmtok', locations=['mmtok.engine.loops', 'mmtok.classification.evaluation'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmtok',
+                 locations=['mmtok.engine.loops', 'mmtok.classification.evaluation'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
                                       scope='mmtok', locations=['mmtok.engine.layer_decay'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmtok',

@@ -9,11 +9,11 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED
 from mmengine.registry import DATASETS
 from PIL import Image
 from timm.data import create_transform
 
+from conftest import ROOT, SHARED
 from mmtok.classification.images import ImageDataset
 from mmtok.classification.sampler import Draw, EpochSampler
 from mmtok.engine.runner import Runner
@@ -175,7 +175,8 @@ WRONG = {
     'no split': (spoil_split, {}, r".* has the split train, but not 'val'"),
     'no folder': (shutil.rmtree, {}, r"data_root='.*' is not there"),
     'labels without images': (lambda folder: (folder / 'classes.txt').write_text('\n'.join([*CLASSES, 'waves'])),
-                              dict(class_map='../classes.txt'), r"1 of 5 classes have no image in .*/val, such as 'waves'"),
+                              dict(class_map='../classes.txt'),
+                              r"1 of 5 classes have no image in .*/val, such as 'waves'"),
     'unknown option': (lambda folder: None, dict(transform=dict(size=3)), r'dataset.transform has no option size; it'),
     'normalisation': (lambda folder: None, dict(transform=dict(re_prob=0.2, mean=(0, 0, 0))),
                       r'dataset.transform has re_prob, mean, but normalisation'),

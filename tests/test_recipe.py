@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
@@ -18,6 +17,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from conftest import ROOT
 from mmtok.classification import ImageClassifier, ImagePreprocessor
 from mmtok.classification.evaluation import EMAHook
 from mmtok.classification.metrics import Accuracy

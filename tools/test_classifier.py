@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
-from train_classifier import load_config
 
 from mmtok.errors import StorageError
+from train_classifier import load_config
 
 
 def main() -> None:

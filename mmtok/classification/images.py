@@ -101,7 +101,8 @@ class ImageDataset(Dataset):
             return None
         labels = self.labels()
         if labels is None:
-            raise ConfigError(f'fraction={fraction} needs image folders or tar files, whose labels are known beforehand')
+            raise ConfigError(f'fraction={fraction} needs image folders or tar files, whose labels are known '
+                              'beforehand')
         wanted = {label: max(1, round(fraction * count)) for label, count in Counter(labels).items()}
         order = np.random.default_rng(seed).permutation(len(labels))
         taken = []
@@ -164,7 +165,7 @@ def find_split(data_root: str, split: str) -> str:
         ConfigError: When the folder has other splits, or nothing is there.
     """
     root = Path(data_root)
-    names = [split] + {'train': ['training'], 'val': ['validation', 'valid']}.get(split, [])
+    names = [split, *{'train': ['training'], 'val': ['validation', 'valid']}.get(split, [])]
     for name in names:
         for place in (root / name, root / f'{name}.tar'):
             if place.exists():

@@ -23,8 +23,8 @@ class CosineLR(_ParamScheduler):
     """
 
     def __init__(self, optimizer, epochs: int, warmup: int = 0, warmup_lr: float = 1e-6, min_lr: float = 1e-5,
-                 warmup_prefix: bool = False, begin: int = 0, end: int = INF, by_epoch: bool = True, last_step: int = -1,
-                 verbose: bool = False):
+                 warmup_prefix: bool = False, begin: int = 0, end: int = INF, by_epoch: bool = True,
+                 last_step: int = -1, verbose: bool = False):
         self.options = dict(t_initial=epochs - warmup if warmup_prefix else epochs, lr_min=min_lr, warmup_t=warmup,
                             warmup_lr_init=warmup_lr, warmup_prefix=warmup_prefix)
         super().__init__(optimizer, 'lr', begin, end, last_step, by_epoch, verbose)

@@ -103,5 +103,6 @@ def draw_image_folder(root: Path, train: int = 200, val: int = 50, side: int = 3
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 dark, light = colours(rng)
-                image = np.where(pattern(rng, texture, x, y)[..., None], light, dark) + rng.normal(0, 6, (side, side, 3))
+                image = np.where(pattern(rng, texture, x, y)[..., None], light, dark)
+                image = image + rng.normal(0, 6, image.shape)
                 Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / split / name / f'{i:04d}.png')
