@@ -97,6 +97,11 @@ def mmseg_tool(name: str) -> Path:
     return Path(mmseg.__file__).parent / '.mim' / 'tools' / f'{name}.py'
 
 
+def tool(name: str | Path) -> Path:
+    """One of mmseg's tools by name, or one of ours by path."""
+    return name if isinstance(name, Path) else mmseg_tool(name)
+
+
 def logged_steps(work_dir: Path) -> dict[int, dict]:
     """What the newest training in a work directory logged, by iteration."""
     newest = max(work_dir.glob('*/vis_data/scalars.json'))
@@ -106,10 +111,10 @@ def logged_steps(work_dir: Path) -> dict[int, dict]:
 
 @pytest.fixture(scope='session')
 def run_mmseg():
-    """Run mmseg's own `tools/<name>.py` as a user would: from another folder and without PYTHONPATH."""
+    """Run mmseg's own `tools/<name>.py`, or a script, as a user would: from another folder and without PYTHONPATH."""
     def run(name, *arguments, cwd, env=None, timeout=900) -> subprocess.CompletedProcess:
         environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-        return subprocess.run([sys.executable, str(mmseg_tool(name)), *map(str, arguments)], cwd=cwd, text=True,
+        return subprocess.run([sys.executable, str(tool(name)), *map(str, arguments)], cwd=cwd, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
                               env={**environment, **(env or {})})
     return run
@@ -143,6 +148,7 @@ def call_tool(script: Path, arguments: list[str], cwd: Path, env: dict, log: Pat
     os.environ.update(env)
     torch.set_num_threads(1)
     sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.parent))
     try:
         runpy.run_path(sys.argv[0], run_name='__main__')
     except Exception:
@@ -152,7 +158,7 @@ def call_tool(script: Path, arguments: list[str], cwd: Path, env: dict, log: Pat
 
 @pytest.fixture(scope='session')
 def start_mmseg(tmp_path_factory) -> Callable:
-    """Start mmseg's own `tools/<name>.py` in a process forked where everything is imported already.
+    """Start mmseg's own `tools/<name>.py`, or a script, in a process forked where everything is imported already.
 
     What it returns has `process`, `output()` and `finish()`, the last with `returncode` and `stdout` as of `run_mmseg`.
     """
@@ -161,7 +167,7 @@ def start_mmseg(tmp_path_factory) -> Callable:
 
     def start(name, *arguments, cwd, env=None, file_limit=None, fatal_event=None):
         log = tmp_path_factory.mktemp('log') / 'output.txt'
-        process = context.Process(target=call_tool, args=(mmseg_tool(name), list(map(str, arguments)), cwd, env or {},
+        process = context.Process(target=call_tool, args=(tool(name), list(map(str, arguments)), cwd, env or {},
                                                           log, file_limit, fatal_event))
         process.start()
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train on N processes of this machine, GPUs where there are any, else CPU processes (gloo):
-#     tools/dist_train.sh mmseg|mmdet CONFIG N [arguments of the package's own tools/train.py]
+#     tools/dist_train.sh mmseg|mmdet|classifier CONFIG N [arguments of its training script]
 # PYTHON names the interpreter. Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT, as in mmseg and mmdet.
 set -euo pipefail
 if [[ $# -lt 3 || ! $3 =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: $0 mmseg|mmdet CONFIG N [arguments of the package's own tools/train.py]; N is a number of processes, one for each GPU" >&2
+    echo "usage: $0 mmseg|mmdet|classifier CONFIG N [arguments of its training script]; N is a number of processes, one for each GPU" >&2
     exit 2
 fi
 PYTHON=${PYTHON:-python}

@@ -11,8 +11,12 @@ PACKAGES = ('mmseg', 'mmdet')
 
 
 def main(package: str, config: str) -> str:
+    if not Path(config).is_file():
+        sys.exit(f'mmtok: the config {config!r} is not there')
+    if package == 'classifier':
+        return str(Path(__file__).resolve().parent / 'train_classifier.py')
     if package not in PACKAGES:
-        sys.exit(f'mmtok: no training script for {package!r}; choose from {", ".join(PACKAGES)}')
+        sys.exit(f'mmtok: no training script for {package!r}; choose from {", ".join(PACKAGES)}, classifier')
     spec = importlib.util.find_spec(package)
     if spec is None:
         sys.exit(f'mmtok: {package} is not installed for {sys.executable}: name the Python that has it with '
@@ -23,8 +27,6 @@ def main(package: str, config: str) -> str:
     if not script.is_file():
         sys.exit(f'mmtok: {package} is installed without its tools ({script} is not there): install it with pip from '
                  'the package index, or clone it')
-    if not Path(config).is_file():
-        sys.exit(f'mmtok: the config {config!r} is not there')
     return str(script)
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster:
-#     tools/slurm_train.sh PARTITION JOB_NAME mmseg|mmdet CONFIG [arguments of the package's own tools/train.py]
+#     tools/slurm_train.sh PARTITION JOB_NAME mmseg|mmdet|classifier CONFIG [arguments of its training script]
 # As in mmseg and mmdet: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS. PYTHON names the interpreter.
 set -euo pipefail
 if [[ $# -lt 4 ]]; then
-    echo "usage: $0 PARTITION JOB_NAME mmseg|mmdet CONFIG [arguments of the package's own tools/train.py]" >&2
+    echo "usage: $0 PARTITION JOB_NAME mmseg|mmdet|classifier CONFIG [arguments of its training script]" >&2
     exit 2
 fi
 PYTHON=${PYTHON:-python}

@@ -19,7 +19,9 @@ class CosineLR(_ParamScheduler):
         warmup_lr: Learning rate at its start.
         min_lr: Learning rate at the end.
         warmup_prefix: The cosine starts after the warm-up (Swin), and not below it (DeiT).
-        begin, end, by_epoch, last_step, verbose: mmengine's.
+        begin, by_epoch, last_step, verbose: mmengine's.
+        end: Without effect. mmengine gives that of the training, which may be resumed for more epochs; the schedule
+            ends by itself.
     """
 
     def __init__(self, optimizer, epochs: int, warmup: int = 0, warmup_lr: float = 1e-6, min_lr: float = 1e-5,
@@ -27,14 +29,18 @@ class CosineLR(_ParamScheduler):
                  last_step: int = -1, verbose: bool = False):
         self.options = dict(t_initial=epochs - warmup if warmup_prefix else epochs, lr_min=min_lr, warmup_t=warmup,
                             warmup_lr_init=warmup_lr, warmup_prefix=warmup_prefix)
-        super().__init__(optimizer, 'lr', begin, end, last_step, by_epoch, verbose)
+        super().__init__(optimizer, 'lr', begin, INF, last_step, by_epoch, verbose)
 
     @classmethod
     def build_iter_from_epoch(cls, *args, epochs: int, epoch_length: int, warmup: int = 0, begin: int = 0,
                               end: int = INF, by_epoch: bool = True, **options):
         """mmengine's way to count in iterations what a config gives in epochs."""
         return cls(*args, epochs=epochs * epoch_length, warmup=warmup * epoch_length, begin=begin * epoch_length,
-                   end=end if end == INF else end * epoch_length, by_epoch=False, **options)
+                   by_epoch=False, **options)
+
+    def state_dict(self) -> dict:
+        """How far it is; the config says the rest, so that a longer one can be resumed with."""
+        return {key: vars(self)[key] for key in ('last_step', '_global_step', '_last_value', 'base_values')}
 
     def _get_value(self) -> list[float]:
         schedule = CosineLRScheduler(self.optimizer, **self.options)  # has no state but its options

@@ -132,14 +132,15 @@ def check_small_images(batch: dict, model: nn.Module, cfg: dict) -> None:
 
 
 def check_classes(cfg: dict, metainfo: dict) -> None:
-    """Every head of a segmentor has an output for every class of the data set."""
+    """A classifier, and every head of a segmentor, has an output for every class of the data set."""
     count, model = len(metainfo.get('classes') or ()), cfg.get('model') or {}
-    for name in ('decode_head', 'auxiliary_head'):
-        for head in as_list(model.get(name)):
-            known = head.get('num_classes')
-            if isinstance(known, int) and known < count:
-                raise ConfigError(f'model.{name}.num_classes={known}, but the training data have {count} classes: '
-                                  'make them equal')
+    heads = [(f'model.{name}', head) for name in ('decode_head', 'auxiliary_head')
+             for head in as_list(model.get(name))]
+    for name, head in [('model', model), *heads]:  # a classifier has no head of its own in the config
+        known = head.get('num_classes')
+        if isinstance(known, int) and known < count:
+            raise ConfigError(f'{name}.num_classes={known}, but the training data have {count} classes: make them '
+                              'equal')
 
 
 def dicts_with(node, name: str, path: str) -> Iterator[tuple[str, dict]]:

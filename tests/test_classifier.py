@@ -1,0 +1,131 @@
+"""Training and testing a classifier by the tools, on a drawn image folder."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT, logged_steps
+
+CONFIG = ROOT / 'tests' / 'configs' / 'classifier_tiny.py'
+TRAIN, TEST = ROOT / 'tools' / 'train_classifier.py', ROOT / 'tools' / 'test_classifier.py'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
+    from scenes import draw_image_folder
+    root = tmp_path_factory.mktemp('folder') / 'data'
+    draw_image_folder(root, train=12, val=3)  # 6 iterations an epoch
+    return root
+
+
+@pytest.fixture(scope='module')
+def train(fork_mmseg, folder):
+    """Train in a work directory with config options; returns the output."""
+    def run(work_dir, *options, resume=False, root=folder, config=CONFIG, fails=False) -> str:
+        arguments = [*['--resume'][:resume], *['--cfg-options'][:bool(options)], *options]
+        run = fork_mmseg(TRAIN, config, '--work-dir', work_dir, *arguments, cwd=work_dir.parent, env=dict(CIFAR10_ROOT=str(root)))
+        assert (run.returncode != 0) == fails, run.stdout[-3000:]
+        return run.stdout
+    return run
+
+
+@pytest.fixture(scope='module')
+def trained(train, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('trained') / 'work'
+    work_dir.parent.mkdir(exist_ok=True)
+    train(work_dir)
+    return work_dir
+
+
+def results(work_dir) -> dict:
+    return json.loads((work_dir / 'results.json').read_text())
+
+
+def weights(path) -> dict:
+    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+
+
+def test_results_say_what_was_trained(trained):
+    found = results(trained)
+    assert found['config'] == 'classifier_tiny' and re.fullmatch('[0-9a-f]{12}', found['config_hash'])
+    assert found['seed'] == 0 and found['epochs'] == 4 and found['processes'] == 1
+    assert {'mmtok', 'torch', 'timm', 'python'} <= set(found['versions'])
+    assert [line['epoch'] for line in found['curve']] == [1, 2, 3, 4] and found['metrics'] == found['curve'][-1]
+    assert set(found['metrics']) == {'epoch', 'accuracy/top1', 'accuracy/top5', 'ema/top1', 'ema/top5'}
+    assert found['images_per_second'] > 0 and found['parameters'] > 1000
+    losses = logged_steps(trained)
+    assert all('loss_tokenprop' in line for line in losses.values()) and len(losses) >= 20
+
+
+def test_the_test_tool_finds_the_same_accuracies(trained, fork_mmseg, folder, tmp_path):
+    run = fork_mmseg(TEST, CONFIG, trained / 'epoch_4.pth', '--work-dir', tmp_path / 'test', cwd=tmp_path,
+                     env=dict(CIFAR10_ROOT=str(folder)))
+    assert run.returncode == 0, run.stdout[-3000:]
+    line = [line for line in run.stdout.splitlines() if 'Epoch(test)' in line][-1]
+    for name, value in results(trained)['metrics'].items():
+        if name != 'epoch':
+            assert f'{name}: {value:.4f}' in line
+    assert 'Traceback' not in run.stdout
+
+
+def test_a_resumed_training_ends_as_the_uninterrupted_one(trained, train, tmp_path):
+    work_dir = tmp_path / 'work'
+    train(work_dir, 'train_cfg.max_epochs=2')
+    train(work_dir, resume=True)
+    whole, resumed = weights(trained / 'epoch_4.pth'), weights(work_dir / 'epoch_4.pth')
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert results(work_dir)['curve'] == results(trained)['curve']
+
+
+def test_two_processes_end_as_one(train, folder, tmp_path):
+    plain = ['model.backbone.drop_path_rate=0', 'model.data_preprocessor.mixup=None',
+             'model.data_preprocessor.erase=None', 'train_cfg.max_epochs=2', 'model.backbone.token_prop=None', 'custom_hooks=[]']
+    train(tmp_path / 'one', *plain)
+    run = subprocess.run(
+        [str(ROOT / 'tools' / 'dist_train.sh'), 'classifier', str(CONFIG), '2', '--work-dir', str(tmp_path / 'two'),
+         '--cfg-options', *plain, 'train_dataloader.batch_size=4'], cwd=tmp_path, text=True, capture_output=True,
+        env={**os.environ, 'PYTHON': sys.executable, 'CIFAR10_ROOT': str(folder), 'OMP_NUM_THREADS': '1'})
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    one, two = weights(tmp_path / 'one' / 'epoch_2.pth'), weights(tmp_path / 'two' / 'epoch_2.pth')
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=2e-5), name
+    assert results(tmp_path / 'two')['processes'] == 2
+    assert results(tmp_path / 'two')['curve'] == results(tmp_path / 'one')['curve']
+
+
+def test_a_part_of_the_images_is_listed(train, tmp_path):
+    train(tmp_path / 'work', 'train_dataloader.dataset.fraction=0.5', 'train_cfg.max_epochs=1')
+    names = (tmp_path / 'work' / 'train_images.txt').read_text().split()
+    assert len(names) == 24 and sum('/dots/' in name for name in names) == 6
+
+
+WRONG = {
+    'more classes than outputs': (['model.num_classes=3'], 'model.num_classes=3, but the training data have 4 classes'),
+    'no data': (['train_dataloader.dataset.data_root=nowhere'], "the data root 'nowhere' .* is not there"),
+    'odd batch to mix': (['train_dataloader.batch_size=7'], 'Mixup pairs the images of a batch'),
+    'amp without a GPU': (['optim_wrapper.type=AmpOptimWrapper'], 'needs a GPU, and none is visible'),
+    'maps': (['model.backbone.classifier=False'], 'has classifier=False and gives maps'),
+    'decoder without hook': (['custom_hooks=[]'], 'TokenPropHook'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_what_is_wrong_is_said_before_the_first_iteration(case, train, tmp_path):
+    options, sentence = WRONG[case]
+    output = train(tmp_path / 'work', *options, fails=True)
+    assert re.search(f'^mmtok: .*{sentence}', output, re.M) and 'Traceback' not in output
+    assert 'Epoch(train)' not in output
+
+
+def test_other_classes_in_validation(train, folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / 'data')
+    (root / 'val' / 'dots').rename(root / 'val' / 'points')
+    output = train(tmp_path / 'work', root=root, fails=True)
+    assert "mmtok: training has 4 classes and validation 4, of which only one has 'dots', 'points'" in output
