@@ -30,7 +30,8 @@ def train(fork_mmseg, folder):
     """Train in a work directory with config options; returns the output."""
     def run(work_dir, *options, resume=False, root=folder, config=CONFIG, fails=False) -> str:
         arguments = [*['--resume'][:resume], *['--cfg-options'][:bool(options)], *options]
-        run = fork_mmseg(TRAIN, config, '--work-dir', work_dir, *arguments, cwd=work_dir.parent, env=dict(CIFAR10_ROOT=str(root)))
+        run = fork_mmseg(TRAIN, config, '--work-dir', work_dir, *arguments, cwd=work_dir.parent,
+                         env=dict(CIFAR10_ROOT=str(root)))
         assert (run.returncode != 0) == fails, run.stdout[-3000:]
         return run.stdout
     return run
@@ -86,7 +87,8 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(trained, train, tmp_pa
 
 def test_two_processes_end_as_one(train, folder, tmp_path):
     plain = ['model.backbone.drop_path_rate=0', 'model.data_preprocessor.mixup=None',
-             'model.data_preprocessor.erase=None', 'train_cfg.max_epochs=2', 'model.backbone.token_prop=None', 'custom_hooks=[]']
+             'model.data_preprocessor.erase=None', 'train_cfg.max_epochs=2',
+             'model.backbone.token_prop=None', 'custom_hooks=[]']
     train(tmp_path / 'one', *plain)
     run = subprocess.run(
         [str(ROOT / 'tools' / 'dist_train.sh'), 'classifier', str(CONFIG), '2', '--work-dir', str(tmp_path / 'two'),

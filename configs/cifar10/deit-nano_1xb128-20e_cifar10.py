@@ -11,6 +11,6 @@ model = dict(
         patch_size=4,
         drop_path_rate=0.0,
         mask_padding=False))
-param_scheduler = dict(epochs=epochs, warmup=1)
+param_scheduler = dict(epochs=epochs, warmup=1, by_epoch=True, convert_to_iter_based=True)
 train_cfg = dict(max_epochs=epochs)
 auto_scale_lr = dict(base_batch_size=128)

@@ -1,0 +1,4 @@
+# paper: top-1 82.5
+_base_ = './deit-b_8xb128-300e_in1k.py'
+model = dict(backbone=dict(token_prop=dict()))
+custom_hooks = [dict(type='mmtok.TokenPropHook')]

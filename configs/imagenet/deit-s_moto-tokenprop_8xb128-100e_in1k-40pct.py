@@ -1,0 +1,6 @@
+# paper: top-1 73.2; it does not name the trunk
+_base_ = './deit-s_moto-tokenprop_8xb128-300e_in1k.py'
+epochs = 100
+train_dataloader = dict(dataset=dict(fraction=0.4))
+param_scheduler = dict(epochs=epochs)
+train_cfg = dict(max_epochs=epochs)
