@@ -20,6 +20,7 @@ setup(
     install_requires=['numpy'],
     extras_require={
         'timm': ['timm>=1.0.20'],
+        'shards': ['webdataset', 'datasets'],  # images that have outgrown one disk: wds/, hfds/, hfids/
         'openmmlab': ['timm>=1.0.20', 'mmengine>=0.10.7', 'mmcv>=2.1.0,<2.2.0', 'mmdet>=3.3.0',
                       'mmsegmentation>=1.2.2', 'ftfy', 'regex'],
         'onedl': ['timm>=1.0.20', 'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',

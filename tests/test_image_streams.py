@@ -1,0 +1,126 @@
+"""Images in shards: webdataset, and where it is installed, Hugging Face's datasets."""
+
+import io
+import re
+import sys
+import tarfile
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import ROOT, logged_steps
+from mmtok.classification.images import ImageDataset
+from mmtok.classification.streams import ImageStream
+from mmtok.engine.runner import Runner
+from mmtok.errors import ConfigError
+
+EVAL, TRAIN = dict(input_size=32, crop_pct=1.0), dict(input_size=32, is_training=True)
+IMAGES = 48
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
+    from scenes import draw_image_folder
+    root = tmp_path_factory.mktemp('folder') / 'data'
+    draw_image_folder(root, train=12, val=3)
+    return root
+
+
+@pytest.fixture(scope='module')
+def shards(folder, tmp_path_factory):
+    """The drawn training images in 4 tar files of webdataset, and the others in one."""
+    root = tmp_path_factory.mktemp('shards')
+    for split, count in (('train', 4), ('val', 1)):
+        images = ImageDataset(str(folder), split, EVAL)
+        tars = [tarfile.open(root / f'{split}-{i:04d}.tar', 'w') for i in range(count)]
+        for i in range(len(images)):
+            pixels, label = images[i]
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, 'PNG')
+            for suffix, content in (('png', buffer.getvalue()), ('cls', str(label).encode())):
+                info = tarfile.TarInfo(f'{i:05d}.{suffix}')
+                info.size = len(content)
+                tars[i % count].addfile(info, io.BytesIO(content))
+        for tar in tars:
+            tar.close()
+    return root
+
+
+def stream(shards, split='train-{0000..0003}.tar|48', transform=TRAIN, workers=1, **options):
+    cfg = dict(
+        batch_size=8, num_workers=workers, persistent_workers=workers > 0, sampler=None,
+        collate_fn=dict(type='default_collate'),
+        dataset=dict(type='mmtok.ImageStream', name='wds/', data_root=str(shards), split=split, transform=transform,
+                     batch_size=8, num_workers=workers, **options))
+    return Runner.build_dataloader(cfg, 0)
+
+
+def epoch(loader, number):
+    loader.dataset.set_epoch(number)
+    return list(loader)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for pair in zip(a, b, strict=True) for x, y in zip(*pair, strict=True))
+
+
+def test_evaluation_reads_every_image_once(shards, folder):
+    images, labels = zip(*stream(shards, 'val-0000.tar|12', EVAL), strict=True)
+    plain = ImageDataset(str(folder), 'val', EVAL)
+    assert torch.equal(torch.cat(images), torch.stack([plain[i][0] for i in range(12)]))
+    assert torch.cat(labels).tolist() == [plain[i][1] for i in range(12)]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_training_shuffles_by_epoch_and_seed(shards, workers):
+    torch.manual_seed(3)  # data workers are seeded from it
+    loader = stream(shards, workers=workers)
+    first, second = epoch(loader, 0), epoch(loader, 1)
+    assert len(loader) == len(first) == len(second) == IMAGES // 8
+    assert not same(first, second)
+    assert sorted(torch.cat([labels for _, labels in first]).tolist()) == sorted(12 * [0, 1, 2, 3])
+    torch.manual_seed(3)
+    again = epoch(stream(shards, workers=workers), 0)
+    order = [labels.tolist() for _, labels in first]
+    assert [labels.tolist() for _, labels in again] == order
+
+
+def test_a_training_by_the_tool(shards, fork_mmseg, tmp_path):
+    config = tmp_path / 'streams.py'
+    config.write_text(f"""_base_ = {str(ROOT / 'tests' / 'configs' / 'classifier_tiny.py')!r}
+train_dataloader = dict(sampler=None, drop_last=False, dataset=dict(
+    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r}, split='train-{{0000..0003}}.tar|48',
+    transform=dict(input_size=32, is_training=True), batch_size=8))
+val_dataloader = dict(dataset=dict(
+    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r}, split='val-0000.tar|12',
+    transform=dict(input_size=32, crop_pct=1.0)), sampler=None)
+train_cfg = dict(max_epochs=2)
+""")
+    run = fork_mmseg(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert len(logged_steps(tmp_path / 'work')) == 12
+
+
+@pytest.mark.parametrize('options, sentence', [
+    (dict(name='', split='train'), "name='' is no stream; mmtok.ImageStream takes wds/, hfids/, tfds/"),
+    (dict(name='wds/', split='train'), 'wds/ with data_root=.* and split=.train. cannot be read .*webdataset'),
+    (dict(name='tfds/cifar10', split='train'), 'tfds/cifar10 .* it needs the package tensorflow_datasets')])
+def test_what_is_wrong_is_said(options, sentence, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        ImageStream(data_root=str(tmp_path), transform=TRAIN, **options)
+    assert re.search(sentence, str(caught.value)) and '\n' not in str(caught.value)
+
+
+def test_a_data_set_of_hugging_face(folder, tmp_path):
+    datasets = pytest.importorskip('datasets')
+    plain = ImageDataset(str(folder), 'val', EVAL)
+    names = list(plain.metainfo['classes'])
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    rows = dict(image=[plain.filename(i) for i in range(12)], label=[plain[i][1] for i in range(12)])
+    (tmp_path / 'set').mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'set' / 'train.parquet')
+    theirs = ImageDataset(str(tmp_path / 'cache'), 'train', EVAL, name=f'hfds/{tmp_path}/set')
+    assert theirs.metainfo['classes'] == plain.metainfo['classes'] and len(theirs) == 12
+    assert all(torch.equal(theirs[i][0], plain[i][0]) and theirs[i][1] == plain[i][1] for i in range(12))
