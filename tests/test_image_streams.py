@@ -34,17 +34,16 @@ def shards(folder, tmp_path_factory):
     root = tmp_path_factory.mktemp('shards')
     for split, count in (('train', 4), ('val', 1)):
         images = ImageDataset(str(folder), split, EVAL)
-        tars = [tarfile.open(root / f'{split}-{i:04d}.tar', 'w') for i in range(count)]
-        for i in range(len(images)):
-            pixels, label = images[i]
-            buffer = io.BytesIO()
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, 'PNG')
-            for suffix, content in (('png', buffer.getvalue()), ('cls', str(label).encode())):
-                info = tarfile.TarInfo(f'{i:05d}.{suffix}')
-                info.size = len(content)
-                tars[i % count].addfile(info, io.BytesIO(content))
-        for tar in tars:
-            tar.close()
+        for shard in range(count):
+            with tarfile.open(root / f'{split}-{shard:04d}.tar', 'w') as tar:
+                for i in range(shard, len(images), count):
+                    pixels, label = images[i]
+                    buffer = io.BytesIO()
+                    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, 'PNG')
+                    for suffix, content in (('png', buffer.getvalue()), ('cls', str(label).encode())):
+                        info = tarfile.TarInfo(f'{i:05d}.{suffix}')
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
     return root
 
 
@@ -91,8 +90,8 @@ def test_a_training_by_the_tool(shards, fork_mmseg, tmp_path):
     config = tmp_path / 'streams.py'
     config.write_text(f"""_base_ = {str(ROOT / 'tests' / 'configs' / 'classifier_tiny.py')!r}
 train_dataloader = dict(sampler=None, drop_last=False, dataset=dict(
-    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r}, split='train-{{0000..0003}}.tar|48',
-    transform=dict(input_size=32, is_training=True), batch_size=8))
+    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r},
+    split='train-{{0000..0003}}.tar|48', transform=dict(input_size=32, is_training=True), batch_size=8))
 val_dataloader = dict(dataset=dict(
     _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r}, split='val-0000.tar|12',
     transform=dict(input_size=32, crop_pct=1.0)), sampler=None)
