@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from conftest import ROOT, SHARED
-from mmtok.classification.images import ImageDataset
+from mmtok.classification.images import ImageDataset, make_transform
 from mmtok.classification.sampler import Draw, EpochSampler
 from mmtok.engine.runner import Runner
 from mmtok.errors import ConfigError, DataError
@@ -83,6 +83,17 @@ def test_the_transform_is_timms(drawn_folder):
         for generator in (random.seed, np.random.seed, torch.manual_seed):
             generator(i)
         assert torch.equal(ours, theirs(Image.open(data.filename(i)).convert('RGB')))
+
+
+def test_no_bits_at_all_are_black_with_every_pillow(drawn_folder):
+    transform = make_transform({**TRAIN, 'auto_augment': 'rand-m10-mstd0-inc1'})
+    augment = next(step for step in transform.transforms if hasattr(step, 'ops'))
+    op = next(op for op in augment.ops if op.name.startswith('Posterize'))
+    op.prob = 1.0
+    image = Image.open(drawn_folder / 'val' / 'dots' / '0000.png')
+    assert not np.asarray(op(image)).any()
+    op.magnitude = 5
+    assert (np.asarray(op(image)) == np.asarray(image) // 64 * 64).all()
 
 
 def test_a_tar_file_gives_the_batches_of_its_folder(drawn_folder, tmp_path):

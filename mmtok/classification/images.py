@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_transform
+from timm.data import auto_augment, create_dataset, create_transform
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -155,7 +155,20 @@ def make_transform(options: dict):
     if beyond:
         raise ConfigError(f'dataset.transform has {", ".join(beyond)}, but normalisation and random erasing are done '
                           'on the device: set mean, std and erase in model.data_preprocessor')
-    return create_transform(**options, use_prefetcher=True)
+    transform = create_transform(**options, use_prefetcher=True)
+    for step in getattr(transform, 'transforms', ()):
+        policies = [getattr(step, 'ops', ()), *getattr(step, 'policy', ())]  # RandAugment's, AutoAugment's
+        for op in (op for policy in policies for op in policy):
+            if getattr(op, 'aug_fn', None) is auto_augment.posterize:
+                op.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **options) -> Image.Image:
+    """timm's, black for no bits at all, which the strongest RandAugment asks for and Pillow 13 refuses."""
+    if bits < 1:
+        return image.point([0] * 256 * len(image.getbands()))
+    return auto_augment.posterize(image, bits, **options)
 
 
 def find_split(data_root: str, split: str) -> str:

@@ -1,0 +1,195 @@
+"""Images per second of a classifier's data and of its training, against timm's loader and a plain loop.
+
+The same images, timm transforms, batches, data workers, weights and optimizer on both sides; epochs take turns. What is
+measured of an epoch begins with its second batch, when the data workers have started.
+"""
+
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from timm.data import create_dataset, create_loader
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from mmtok.backbones import DeiT
+from mmtok.engine.runner import Runner
+
+from . import timing
+from .timing import provenance, spread, write_csv
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'demo'))
+CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'cifar10' / 'deit-nano_1xb128-20e_cifar10.py'
+# Not m9, with which timm 1.0.31 asks Pillow 13 for what it refuses, now and then
+AUGMENTATIONS = {'flip and crop': {}, 'RandAugment': dict(auto_augment='rand-m6-mstd0.5-inc1')}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument('--data', type=Path, help='image folder with train and val; without it, 800 images are drawn')
+    parser.add_argument('--side', type=int, default=256, help='pixels of the drawn images')
+    parser.add_argument('--size', type=int, default=64, help='pixels that are trained on')
+    parser.add_argument('--batch', type=timing.positive, default=32, help='images')
+    parser.add_argument('--workers', type=timing.positive, default=1, help='data workers')
+    timing.add_arguments(parser, repeats=7, name='classifier')
+    parser.set_defaults(run=run)
+
+
+def transform(size: int, augmentation: str) -> dict:
+    return dict(is_training=True, interpolation='bicubic', color_jitter=None, **AUGMENTATIONS[augmentation])
+
+
+def our_loader(args, augmentation: str):
+    return Runner.build_dataloader(dict(
+        batch_size=args.batch, num_workers=args.workers, persistent_workers=True, drop_last=True,
+        collate_fn=dict(type='default_collate'), sampler=dict(type='mmtok.EpochSampler'),
+        dataset=dict(type='mmtok.ImageDataset', data_root=str(args.data),
+                     transform=dict(input_size=args.size, **transform(args.size, augmentation)))), args.seed)
+
+
+def timm_loader(args, augmentation: str, normalise: bool):
+    """timm's; with `normalise` as its training script has it, else its DataLoader alone, whose batches are uint8."""
+    loader = create_loader(
+        create_dataset('', str(args.data), 'train'), (3, args.size, args.size), args.batch,
+        num_workers=args.workers, device=torch.device('cpu'), **transform(args.size, augmentation))
+    return loader if normalise else loader.loader
+
+
+def epoch_of(loader) -> Callable[[], float]:
+    """Reads an epoch; returns images per second."""
+    def read() -> float:
+        count, start = 0, None
+        for images, _ in loader:
+            if start is None:
+                start = time.perf_counter()
+            else:
+                count += len(images)
+        return count / (time.perf_counter() - start)
+    return read
+
+
+def in_turns(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Images per second of each round, the order of the sides changing; after one warm-up."""
+    found = {name: [] for name in sides}
+    for number in range(repeats + 1):
+        for name in list(sides)[::1 if number % 2 else -1]:
+            value = sides[name]()
+            if number:
+                found[name].append(value)
+    return found
+
+
+def our_training(args, work_dir: str, other_side: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Trains by mmengine's Runner with the hooks of our configs, epochs in turns with the other side's.
+
+    Returns:
+        Images per second of each epoch, ours and the other's.
+    """
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict({
+        'work_dir': work_dir, 'log_level': 'ERROR', 'model.num_classes': args.classes,
+        'model.backbone.img_size': args.size, 'train_cfg.max_epochs': args.repeats + 1, 'val_cfg': None,
+        'val_dataloader': None, 'val_evaluator': None, 'default_hooks.checkpoint.interval': -1,
+        'default_hooks.checkpoint.save_last': False, 'train_dataloader.batch_size': args.batch,
+        'train_dataloader.num_workers': args.workers, 'train_dataloader.dataset.data_root': str(args.data)})
+    cfg.train_dataloader.dataset.transform = dict(input_size=args.size, **transform(args.size, 'RandAugment'))
+    runner = RUNNERS.build(cfg)
+    ours, others = [], []
+
+    class Turns(Hook):
+        """Times an epoch and lets the other side train one."""
+
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if batch_idx == 0:
+                self.start, self.count = time.perf_counter(), 0
+            else:
+                self.count += len(data_batch[1])
+
+        def after_train_epoch(self, runner):
+            ours.append(self.count / (time.perf_counter() - self.start))
+            others.append(other_side())
+    runner.register_hook(Turns())
+    runner.train()
+    return ours, others
+
+
+class Plain(nn.Module):
+    """The same model without mmengine around it."""
+
+    def __init__(self, args):
+        super().__init__()
+        options = Config.fromfile(CONFIG).model.backbone.to_dict()
+        options.pop('type')
+        self.backbone = DeiT(**{**options, 'img_size': args.size, 'classifier': True})
+        self.head = nn.Linear(self.backbone.out_channels[-1], args.classes)
+
+    def forward(self, x):
+        return self.head(self.backbone(x)[0])
+
+
+def plain_training(args) -> Callable[[], float]:
+    """A loop as one types it: timm's loader, AdamW, a cosine; gives images per second of an epoch."""
+    loader, model = timm_loader(args, 'RandAugment', normalise=True), Plain(args)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule, state = CosineLRScheduler(optimizer, 1000, t_in_epochs=False), dict(step=0)
+
+    def train() -> float:
+        model.train()
+        count, start = 0, None
+        for images, labels in loader:
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            state['step'] += 1
+            schedule.step_update(state['step'])
+            loss.item()  # a loop that logs
+            if start is None:
+                start = time.perf_counter()
+            else:
+                count += len(images)
+        return count / (time.perf_counter() - start)
+    return train
+
+
+def report(what: str, found: dict[str, list[float]], args) -> list[dict]:
+    """One block; ratios are medians over rounds of ours / theirs."""
+    ours, rows = found['mmtok'], []
+    print(f'\n{what}\n  {"":14} {"images/s":>9} {"20 %":>8} {"80 %":>8}   mmtok / this, 20 %, 80 %')
+    for name, values in found.items():
+        median, low, high = spread(values)
+        ratio = spread([a / b for a, b in zip(ours, values, strict=True)])
+        print(f'  {name:14} {median:9.1f} {low:8.1f} {high:8.1f}   {ratio[0]:7.3f} {ratio[1]:7.3f} {ratio[2]:7.3f}')
+        rows.append(dict(what=what, method=name, images_per_second=round(median, 2), p20=round(low, 2),
+                         p80=round(high, 2), mmtok_over_it=round(ratio[0], 4), ratio_p20=round(ratio[1], 4),
+                         ratio_p80=round(ratio[2], 4), size=args.size, batch=args.batch, workers=args.workers,
+                         repeats=args.repeats, **provenance(args.seed)))
+    return rows
+
+
+def run(args) -> None:
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.data is None:
+            from scenes import draw_image_folder
+            args.data = Path(folder) / 'data'
+            print(f'Drawing 800 images of {args.side}x{args.side} pixels')
+            draw_image_folder(args.data, train=200, val=1, side=args.side)
+        args.classes = len(our_loader(args, 'flip and crop').dataset.metainfo['classes'])
+        rows = []
+        for augmentation in AUGMENTATIONS:
+            sides = {'mmtok': epoch_of(our_loader(args, augmentation)),
+                     'timm': epoch_of(timm_loader(args, augmentation, normalise=False))}
+            rows += report(f'loader, {augmentation}', in_turns(sides, args.repeats), args)
+        torch.manual_seed(args.seed)
+        ours, others = our_training(args, f'{folder}/work', plain_training(args))
+        rows += report('training', {'mmtok': ours[1:], 'plain loop': others[1:]}, args)
+    write_csv(args.out, rows)
