@@ -6,7 +6,7 @@ JOBS ?= 2
 override STACK := $(shell $(PYTHON) tools/setup_env.py --resolve $(STACK))
 PY := .envs/$(STACK)/bin/python
 
-.PHONY: env demo test test-slow lint benchmark
+.PHONY: env demo demo-pretrain test test-slow lint benchmark
 
 env:
 	@test -n "$(STACK)"  # empty when the stack or the Python does not fit: its message stands above
@@ -14,6 +14,9 @@ env:
 
 demo: env
 	@$(PY) tools/demo/run.py
+
+demo-pretrain: env
+	@$(PY) tools/demo/pretrain.py
 
 test: env lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(JOBS)
@@ -28,3 +31,4 @@ benchmark: env
 	@$(PY) tools/benchmark.py moto
 	@$(PY) tools/benchmark.py backbones
 	@$(PY) tools/benchmark.py size
+	@$(PY) tools/benchmark.py classifier
