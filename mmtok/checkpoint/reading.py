@@ -139,7 +139,9 @@ def local_file(location: str) -> Path:
         raise CheckpointError(f'checkpoint {location!r} is a directory: name a file'
                               + (f' in it, such as {max(inside, key=natural_key)!r}' if inside else ''))
     if not there:
-        raise CheckpointError(f'checkpoint {location!r} does not exist: put it there or name another one')
+        ours = re.search(r'([^/]+_in1k)/epoch_\d+\.pth$', location)
+        remedy = f'train it with python tools/train_classifier.py configs/imagenet/{ours[1]}.py, ' if ours else ''
+        raise CheckpointError(f'checkpoint {location!r} does not exist: {remedy}put it there or name another one')
     return path
 
 

@@ -1,0 +1,56 @@
+"""`tools/summarize.py`: a table and a picture of several trainings."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from conftest import ROOT
+from mmtok.errors import DataError
+
+sys.path.insert(0, str(ROOT / 'tools'))
+import summarize
+
+
+def write(folder, config, seed, top1, average=None, **changes):
+    curve = [dict({'epoch': epoch, 'accuracy/top1': value, 'accuracy/top5': 2 * value}, **(
+        {'ema/top1': average} if average else {})) for epoch, value in enumerate(top1, 1)]
+    folder.mkdir()
+    (folder / 'results.json').write_text(json.dumps({
+        'config': config, 'config_hash': config, 'seed': seed, 'epochs': len(top1), 'parameters': 10,
+        'metrics': curve[-1], 'curve': curve, **changes}))
+    return str(folder)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [write(tmp_path / 'a', 'plain', 0, [10, 20]), write(tmp_path / 'b', 'plain', 1, [12, 23]),
+            write(tmp_path / 'c', 'plain', 2, [11, 23]), write(tmp_path / 'd', 'moto', 0, [30, 40], average=41)]
+
+
+def test_table_picture_and_numbers(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['summarize.py', *runs, '--out', str(tmp_path / 'table.md'), '--plot',
+                                      str(tmp_path / 'curves.png'), '--json', str(tmp_path / 'rows.json')])
+    summarize.main()
+    lines = (tmp_path / 'table.md').read_text().splitlines()
+    assert lines[2] == '| plain | 2 | 3 | 22.00 ± 1.73 | 44.00 ± 3.46 | - | +0.00 |'
+    assert lines[3] == '| moto | 2 | 1 | 40.00 | 80.00 | 41.00 | +18.00 |'
+    assert capsys.readouterr().out.splitlines() == lines
+    rows = json.loads((tmp_path / 'rows.json').read_text())
+    assert rows[0]['seeds'] == [0, 1, 2] and rows[0]['accuracy/top1'] == dict(mean=22.0, n=3, deviation=1.732)
+    assert Image.open(tmp_path / 'curves.png').size == (800, 500)
+
+
+def test_what_does_not_belong_together(runs, tmp_path):
+    read = summarize.read
+    with pytest.raises(DataError, match='share a seed: give each once'):
+        summarize.group([read(run) for run in (*runs, runs[0])])
+    other = write(tmp_path / 'e', 'plain', 3, [1, 2], config_hash='other')
+    with pytest.raises(DataError, match='4 trainings of plain have different settings'):
+        summarize.group([read(run) for run in (*runs, other)])
+    with pytest.raises(DataError, match='holds no results.json: a training writes it after its first validation'):
+        read(str(tmp_path))
+    (tmp_path / 'results.json').write_text('{"a": 1}')
+    with pytest.raises(DataError, match='is no results.json of tools/train_classifier.py'):
+        read(str(tmp_path / 'results.json'))
