@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import torch
@@ -100,6 +101,15 @@ def test_two_processes_end_as_one(train, folder, tmp_path):
         assert torch.allclose(one[name], two[name], atol=2e-5), name
     assert results(tmp_path / 'two')['processes'] == 2
     assert results(tmp_path / 'two')['curve'] == results(tmp_path / 'one')['curve']
+
+
+def test_tar_files_train_as_their_folders(trained, train, folder, tmp_path):
+    for split in ('train', 'val'):
+        with tarfile.open(tmp_path / f'{split}.tar', 'w') as tar:
+            for child in sorted((folder / split).iterdir()):
+                tar.add(child, child.name)
+    train(tmp_path / 'work', f'train_dataloader.dataset.data_root={tmp_path}/train.tar', root=tmp_path)
+    assert results(tmp_path / 'work')['curve'] == results(trained)['curve']
 
 
 def test_a_part_of_the_images_is_listed(train, tmp_path):

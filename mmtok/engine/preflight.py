@@ -14,18 +14,19 @@ DENSE_HEADS = ('decode_head', 'bbox_head', 'rpn_head', 'roi_head')
 
 
 def check_data(cfg: dict, *loaders: str) -> None:
-    """Every data_root below these dataloaders is a folder; what a remote file backend maps is not looked at."""
+    """Every data_root below these dataloaders is there; what a remote file backend maps is not looked at."""
     for loader in loaders:
         for path, dataset in dicts_with(cfg.get(loader) or {}, 'data_root', loader):
             root = dataset['data_root']
             storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
-            if storage.get('backend') not in (None, 'local', 'disk'):
+            if storage.get('backend') not in (None, 'local', 'disk') or dataset.get('name'):  # a reader of timm's
                 continue
-            if root and '://' not in root and not os.path.isdir(root):
+            packed = root and root.endswith('.tar') and os.path.isfile(root)
+            if root and '://' not in root and not packed and not os.path.isdir(root):
                 raise ConfigError(
                     f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
-                    f"yours with --cfg-options {path}.data_root=/path/to/it (mmtok's ADE20K configs: the environment "
-                    'variable ADE20K_ROOT sets all loaders)')
+                    f"yours with --cfg-options {path}.data_root=/path/to/it (mmtok's configs: the environment "
+                    'variable ADE20K_ROOT, IMAGENET_ROOT or CIFAR10_ROOT sets all loaders)')
 
 
 def check_amp(cfg: dict) -> None:
