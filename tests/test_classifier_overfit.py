@@ -6,7 +6,7 @@ import pytest
 
 from conftest import ROOT
 
-CONFIG = ROOT / 'configs' / 'cifar10' / 'deit-nano_1xb128-20e_cifar10.py'
+CONFIG = ROOT / 'configs' / 'cifar10' / 'deit-nano_1xb64-40e_cifar10.py'
 TRAIN = ROOT / 'tools' / 'train_classifier.py'
 
 

@@ -2,7 +2,7 @@
 data_root = '{{$CIFAR10_ROOT:data/cifar10}}'
 img_size = 32
 train_dataloader = dict(
-    batch_size=128,
+    batch_size=64,
     num_workers=2,
     persistent_workers=True,
     drop_last=True,
@@ -12,7 +12,7 @@ train_dataloader = dict(
         type='mmtok.ImageDataset',
         data_root=data_root,
         split='train',
-        transform=dict(input_size=img_size, is_training=True, scale=(0.5, 1.0), color_jitter=None,
+        transform=dict(input_size=img_size, is_training=True, scale=(0.7, 1.0), color_jitter=None,
                        interpolation='bicubic')))
 val_dataloader = dict(
     batch_size=250,

@@ -1,3 +1,3 @@
-_base_ = './deit-nano_moto-branch_1xb128-20e_cifar10.py'
+_base_ = './deit-nano_1xb64-40e_cifar10.py'
 model = dict(backbone=dict(token_prop=dict(output_scale=32)))
 custom_hooks = [dict(type='mmtok.TokenPropHook')]

@@ -1,2 +1,2 @@
-_base_ = './deit-nano_1xb128-20e_cifar10.py'
+_base_ = './deit-nano_1xb64-40e_cifar10.py'
 model = dict(backbone=dict(tokenizer=dict(type='mmtok.MoToTokenizer', placement='token')))

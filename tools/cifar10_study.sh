@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Train the README's CIFAR-10 table: plain and MoTo in each placement, without and with TokenProp, several seeds each.
+#     CIFAR10_ROOT=/path/to/image/folder tools/cifar10_study.sh [EPOCHS [SEEDS [JOBS]]]
+# JOBS trainings at a time, one CPU thread each. Run it again after an interruption: it goes on where it was.
+# PYTHON names the interpreter.
+set -euo pipefail
+epochs=${1:-12} seeds=${2:-3} jobs=${3:-$(nproc)}
+cd "$(dirname "$0")/.."
+export PYTHON=${PYTHON:-python} OMP_NUM_THREADS=1 EPOCHS=$epochs OUT=work_dirs/cifar10-study
+export CIFAR10_ROOT=${CIFAR10_ROOT:-data/cifar10}
+mkdir -p "$OUT"
+
+train() {
+    local config=$1 seed=$2 name
+    name=$(basename "${config%.py}")-seed$seed
+    [[ -f $OUT/$name/epoch_$EPOCHS.pth ]] && return
+    echo "$(date +%T) $name"
+    if ! "$PYTHON" tools/train_classifier.py "$config" --work-dir "$OUT/$name" --resume --cfg-options \
+            randomness.seed="$seed" train_cfg.max_epochs="$EPOCHS" param_scheduler.epochs="$EPOCHS" \
+            train_dataloader.num_workers=1 default_hooks.checkpoint.interval=1 \
+            default_hooks.checkpoint.max_keep_ckpts=1 > "$OUT/$name.log" 2>&1; then
+        echo "$name failed: see $OUT/$name.log" >&2
+        return 255  # xargs starts no more
+    fi
+}
+export -f train
+
+for seed in $(seq 0 $((seeds - 1))); do
+    for config in configs/cifar10/deit-nano*.py; do echo "$config $seed"; done
+done | xargs -P "$jobs" -L 1 bash -c 'train "$@"' train
+
+"$PYTHON" tools/summarize.py "$OUT"/*-seed*/ --out "$OUT/table.md" --json "$OUT/summary.json" --plot "$OUT/curves.png"
