@@ -222,7 +222,7 @@ def test_a_missing_annotation_folder(train, data):
 
 def test_more_classes_than_the_head_knows(train):
     assert last_sentence(train('model.decode_head.num_classes=5')) == (
-        'mmtok: model.decode_head.num_classes=5, but the training data have 6 classes: make them equal')
+        'mmtok: model.decode_head.num_classes=5, but the data have 6 classes: make them equal')
 
 
 @pytest.mark.parametrize('name, step, load', [

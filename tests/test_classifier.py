@@ -1,5 +1,6 @@
 """Training and testing a classifier by the tools, on a drawn image folder."""
 
+import copy
 import json
 import os
 import re
@@ -7,11 +8,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from conftest import ROOT, logged_steps
+from mmtok.classification.results import config_hash
 
 CONFIG = ROOT / 'tests' / 'configs' / 'classifier_tiny.py'
 TRAIN, TEST = ROOT / 'tools' / 'train_classifier.py', ROOT / 'tools' / 'test_classifier.py'
@@ -86,16 +90,20 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(trained, train, tmp_pa
     assert results(work_dir)['curve'] == results(trained)['curve']
 
 
-def test_two_processes_end_as_one(train, folder, tmp_path):
+def test_two_processes_end_as_one_and_resume(train, folder, tmp_path):
+    """Without what each process draws for itself; of the 11 validation images one has 6 and the other 5."""
+    root = shutil.copytree(folder, tmp_path / 'data')
+    (root / 'val' / 'dots' / '0001.png').unlink()
     plain = ['model.backbone.drop_path_rate=0', 'model.data_preprocessor.mixup=None',
-             'model.data_preprocessor.erase=None', 'train_cfg.max_epochs=2',
-             'model.backbone.token_prop=None', 'custom_hooks=[]']
-    train(tmp_path / 'one', *plain)
-    run = subprocess.run(
-        [str(ROOT / 'tools' / 'dist_train.sh'), 'classifier', str(CONFIG), '2', '--work-dir', str(tmp_path / 'two'),
-         '--cfg-options', *plain, 'train_dataloader.batch_size=4'], cwd=tmp_path, text=True, capture_output=True,
-        env={**os.environ, 'PYTHON': sys.executable, 'CIFAR10_ROOT': str(folder), 'OMP_NUM_THREADS': '1'})
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+             'model.data_preprocessor.erase=None']
+    train(tmp_path / 'one', *plain, 'train_cfg.max_epochs=2', root=root)
+    for epochs in (1, 2):
+        run = subprocess.run(
+            [str(ROOT / 'tools' / 'dist_train.sh'), 'classifier', str(CONFIG), '2', '--work-dir',
+             str(tmp_path / 'two'), '--resume', '--cfg-options', *plain, f'train_cfg.max_epochs={epochs}',
+             'train_dataloader.batch_size=4'], cwd=tmp_path, text=True, capture_output=True,
+            env={**os.environ, 'PYTHON': sys.executable, 'CIFAR10_ROOT': str(root), 'OMP_NUM_THREADS': '1'})
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     one, two = weights(tmp_path / 'one' / 'epoch_2.pth'), weights(tmp_path / 'two' / 'epoch_2.pth')
     for name in one:
         assert torch.allclose(one[name], two[name], atol=2e-5), name
@@ -112,6 +120,32 @@ def test_tar_files_train_as_their_folders(trained, train, folder, tmp_path):
     assert results(tmp_path / 'work')['curve'] == results(trained)['curve']
 
 
+def test_a_validation_that_was_cut_short_is_made_up_for(trained, train, tmp_path):
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    found = results(work_dir)
+    found['curve'].pop()
+    (work_dir / 'results.json').write_text(json.dumps({**found, 'metrics': found['curve'][-1]}))
+    train(work_dir, resume=True)
+    assert results(work_dir)['curve'] == results(trained)['curve']
+
+
+def test_a_repeated_validation_is_one_point_of_the_curve(trained, train, tmp_path):
+    train(tmp_path / 'work', 'train_cfg.max_epochs=2', 'default_hooks.checkpoint.save_best=accuracy/top1')
+    train(tmp_path / 'work', 'train_cfg.max_epochs=3', 'default_hooks.checkpoint.save_best=accuracy/top1', resume=True)
+    assert results(tmp_path / 'work')['curve'] == results(trained)['curve'][:3]
+
+
+def test_the_hash_knows_the_training_and_not_its_place(trained):
+    cfg = Config.fromfile(CONFIG)
+    wanted = config_hash(cfg)
+    place = ('work_dir', 'randomness.seed', 'train_dataloader.num_workers', 'train_dataloader.dataset.data_root')
+    training = ('optim_wrapper.optimizer.lr', 'model.backbone.arch.depth', 'train_dataloader.batch_size')
+    for key in (*place, *training):
+        other = copy.deepcopy(cfg)
+        other.merge_from_dict({key: 5})
+        assert (config_hash(other) == wanted) == (key in place), key
+
+
 def test_a_part_of_the_images_is_listed(train, tmp_path):
     train(tmp_path / 'work', 'train_dataloader.dataset.fraction=0.5', 'train_cfg.max_epochs=1')
     names = (tmp_path / 'work' / 'train_images.txt').read_text().split()
@@ -119,18 +153,25 @@ def test_a_part_of_the_images_is_listed(train, tmp_path):
 
 
 WRONG = {
-    'more classes than outputs': (['model.num_classes=3'], 'model.num_classes=3, but the training data have 4 classes'),
+    'more classes than outputs': (['model.num_classes=3'], 'model.num_classes=3, but the data have 4 classes'),
     'no data': (['train_dataloader.dataset.data_root=nowhere'], "the data root 'nowhere' .* is not there"),
     'odd batch to mix': (['train_dataloader.batch_size=7'], 'Mixup pairs the images of a batch'),
     'amp without a GPU': (['optim_wrapper.type=AmpOptimWrapper'], 'needs a GPU, and none is visible'),
+    'fewer images than a batch': (['train_dataloader.batch_size=50'], '48 training images are not one batch'),
+    'training images to validate on': (
+        ['train_dataloader.dataset.data_root=DATA/train', 'val_dataloader.dataset.data_root=DATA/train'],
+        "/train has no folders 'train' and 'val', so that training and validation would read the same"),
+    'compressed': (['train_dataloader.dataset.data_root=DATA/x.tar.xz'], "/x.tar.xz' is compressed, and images"),
     'maps': (['model.backbone.classifier=False'], 'has classifier=False and gives maps'),
     'decoder without hook': (['custom_hooks=[]'], 'TokenPropHook'),
 }
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_what_is_wrong_is_said_before_the_first_iteration(case, train, tmp_path):
+def test_what_is_wrong_is_said_before_the_first_iteration(case, train, folder, tmp_path):
     options, sentence = WRONG[case]
+    options = [option.replace('DATA', str(folder)) for option in options]
+    (folder / 'x.tar.xz').touch()
     output = train(tmp_path / 'work', *options, fails=True)
     assert re.search(f'^mmtok: .*{sentence}', output, re.M) and 'Traceback' not in output
     assert 'Epoch(train)' not in output
@@ -141,3 +182,36 @@ def test_other_classes_in_validation(train, folder, tmp_path):
     (root / 'val' / 'dots').rename(root / 'val' / 'points')
     output = train(tmp_path / 'work', root=root, fails=True)
     assert "mmtok: training has 4 classes and validation 4, of which only one has 'dots', 'points'" in output
+
+
+@pytest.fixture(scope='module')
+def test_tool(fork_mmseg, folder):
+    def run(checkpoint, *options, root=folder) -> str:
+        run = fork_mmseg(TEST, CONFIG, checkpoint, '--work-dir', checkpoint.parent / 'test', *options,
+                         cwd=checkpoint.parent, env=dict(CIFAR10_ROOT=str(root)))
+        assert 'Traceback' not in run.stdout
+        return run.stdout
+    return run
+
+
+def test_other_classes_than_the_checkpoint_s(trained, test_tool, folder, tmp_path):
+    root, checkpoint = shutil.copytree(folder, tmp_path / 'data'), shutil.copy(trained / 'epoch_4.pth', tmp_path)
+    shutil.copytree(root / 'val' / 'dots', root / 'val' / 'waves')
+    assert 'mmtok: model.num_classes=4, but the data have 5 classes' in test_tool(Path(checkpoint), root=root)
+    shutil.rmtree(root / 'val' / 'waves')
+    shutil.rmtree(root / 'val' / 'checks')
+    output = test_tool(Path(checkpoint), root=root)
+    assert "mmtok: the checkpoint has 4 classes and the test data 3, of which only one has 'checks'" in output
+    assert 'Epoch(test)' not in output
+
+
+def test_a_checkpoint_of_another_model(trained, test_tool, tmp_path):
+    whole = torch.load(trained / 'epoch_4.pth', weights_only=False)
+    torch.save({'foo': torch.zeros(3)}, tmp_path / 'foo.pth')
+    output = test_tool(tmp_path / 'foo.pth')
+    assert re.search(r'^mmtok: the checkpoint does not fit the model of the config: \d+ tensors of the model are not '
+                     r"in it, such as 'backbone\S+; 1 of its tensors are not in the model, such as 'foo'", output, re.M)
+    published = {name: value for name, value in whole['state_dict'].items() if 'token_prop' not in name}
+    torch.save(published, tmp_path / 'some.pth')
+    line = [line for line in test_tool(tmp_path / 'some.pth').splitlines() if 'Epoch(test)' in line][-1]
+    assert f'accuracy/top1: {results(trained)["metrics"]["ema/top1"]:.4f}' in line and 'ema/' not in line

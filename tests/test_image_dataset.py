@@ -108,8 +108,20 @@ def test_a_tar_file_gives_the_batches_of_its_folder(drawn_folder, tmp_path):
 def test_cifar10_unpacked_and_as_a_tar_file(cifar10, tmp_path):
     for split in ('train', 'val'):
         pack(cifar10 / split, tmp_path / f'{split}.tar')
-    first = [next(iter(loader(root, seed=3))) for root in (cifar10, tmp_path)]
-    assert same(first[:1], first[1:])
+    with tarfile.open(tmp_path / 'both.tar', 'w') as tar:  # as the archive, unpacked by xz alone
+        tar.add(cifar10, cifar10.name)
+    roots = (cifar10, tmp_path, tmp_path / 'both.tar')
+    first = [next(iter(loader(root, seed=3))) for root in roots]
+    assert same(first[:1], first[1:2]) and same(first[:1], first[2:])
+    assert [len(ImageDataset(str(root), 'val', EVAL)) for root in roots] == 3 * [5000]
+
+
+def test_one_tar_file_of_all_splits(drawn_folder, tmp_path):
+    pack(drawn_folder, tmp_path / 'data.tar')
+    assert same(batches(drawn_folder), batches(tmp_path / 'data.tar'))
+    assert len(ImageDataset(str(tmp_path / 'data.tar'), 'val', EVAL)) == 12
+    with pytest.raises(ConfigError, match=r"data.tar has the split train, val, but not 'test'"):
+        ImageDataset(str(tmp_path / 'data.tar'), 'test', EVAL)
 
 
 @pytest.mark.parametrize('workers', [1, 3])
@@ -165,6 +177,11 @@ def spoil_empty_class(folder):
     (folder / 'val' / 'lines').mkdir()
 
 
+def spoil_by_a_note(folder):
+    (folder / 'val' / 'lines').mkdir()
+    (folder / 'val' / 'lines' / 'readme.txt').touch()
+
+
 def spoil_one_class(folder):
     for name in CLASSES[1:]:
         shutil.rmtree(folder / 'val' / name)
@@ -180,7 +197,8 @@ def spoil_split(folder):
 
 
 WRONG = {
-    'empty class folder': (spoil_empty_class, {}, r'.*/val/lines holds no images: put'),
+    'empty class folder': (spoil_empty_class, {}, r'.*/val/lines holds no images \(.jpeg, .jpg, .png\): put'),
+    'class folder without images': (spoil_by_a_note, {}, r'.*/val/lines holds no images \(.jpeg'),
     'one class': (spoil_one_class, {}, r".*/val has one class only, 'blotches': a classifier needs two"),
     'no images': (spoil_all, {}, r'.*/val holds no images: it should hold one folder'),
     'no split': (spoil_split, {}, r".* has the split train, but not 'val'"),
@@ -192,6 +210,9 @@ WRONG = {
     'normalisation': (lambda folder: None, dict(transform=dict(re_prob=0.2, mean=(0, 0, 0))),
                       r'dataset.transform has re_prob, mean, but normalisation'),
     'fraction': (lambda folder: None, dict(fraction=1.5), r'fraction=1.5 must be'),
+    'no reader': (lambda folder: None, dict(name='torch/nothing'), '.* cannot be read as a data set'),
+    'reader option': (lambda folder: None, dict(reader=dict(foo=1)), '.* cannot be read as a data set .*foo'),
+    'no package': (lambda folder: None, dict(name='hfds/x'), r'.* (needs a package that is not installed|cannot be)'),
     'stream': (lambda folder: None, dict(name='wds/x'), r"name='wds/x' is read as a stream: use mmtok.ImageStream"),
 }
 
@@ -209,6 +230,15 @@ def test_a_compressed_tar_file(tmp_path):
     (tmp_path / 'images.tar.xz').touch()
     with pytest.raises(ConfigError, match='is compressed, .*: unpack it'):
         ImageDataset(str(tmp_path / 'images.tar.xz'))
+
+
+@pytest.mark.parametrize('content', [b'', b'a page' * 200, 'half'])
+def test_a_damaged_tar_file(content, drawn_folder, tmp_path):
+    pack(drawn_folder / 'val', tmp_path / 'val.tar')
+    (tmp_path / 'val.tar').write_bytes(
+        (tmp_path / 'val.tar').read_bytes()[:700] if content == 'half' else content)
+    with pytest.raises(ConfigError, match='val.tar (cannot be read as a data set|holds no images)'):
+        ImageDataset(str(tmp_path), 'val', EVAL)
 
 
 @pytest.mark.parametrize('content', [b'', b'\xff\xd8\xff', b'<html>404</html>', 'half'])

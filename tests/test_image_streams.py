@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import sys
 import tarfile
 
@@ -87,16 +88,7 @@ def test_training_shuffles_by_epoch_and_seed(shards, workers):
 
 
 def test_a_training_by_the_tool(shards, fork_mmseg, tmp_path):
-    config = tmp_path / 'streams.py'
-    config.write_text(f"""_base_ = {str(ROOT / 'tests' / 'configs' / 'classifier_tiny.py')!r}
-train_dataloader = dict(sampler=None, drop_last=False, dataset=dict(
-    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r},
-    split='train-{{0000..0003}}.tar|48', transform=dict(input_size=32, is_training=True), batch_size=8))
-val_dataloader = dict(dataset=dict(
-    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r}, split='val-0000.tar|12',
-    transform=dict(input_size=32, crop_pct=1.0)), sampler=None)
-train_cfg = dict(max_epochs=2)
-""")
+    config = stream_config(tmp_path / 'streams.py', shards)
     run = fork_mmseg(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     assert len(logged_steps(tmp_path / 'work')) == 12
@@ -105,11 +97,46 @@ train_cfg = dict(max_epochs=2)
 @pytest.mark.parametrize('options, sentence', [
     (dict(name='', split='train'), "name='' is no stream; mmtok.ImageStream takes wds/, hfids/, tfds/"),
     (dict(name='wds/', split='train'), 'wds/ with data_root=.* and split=.train. cannot be read .*webdataset'),
+    (dict(name='wds/', split='train-{0000..0003}.tar|48'), '4 of the 4 shards that .* are not there, such as '),
+    (dict(name='wds/', split='train-{0000..0003}.tar'), 'Invalid split definition, num_samples not specified'),
     (dict(name='tfds/cifar10', split='train'), 'tfds/cifar10 .* it needs the package tensorflow_datasets')])
 def test_what_is_wrong_is_said(options, sentence, tmp_path):
     with pytest.raises(ConfigError) as caught:
         ImageStream(data_root=str(tmp_path), transform=TRAIN, **options)
     assert re.search(sentence, str(caught.value)) and '\n' not in str(caught.value)
+
+
+def test_an_evaluation_without_the_number_of_images(shards):
+    with pytest.raises(ConfigError, match='does not tell its number of images: write it behind the shards'):
+        ImageStream('wds/', str(shards), 'val-0000.tar', EVAL)
+
+
+def stream_config(path, shards, train='train-{0000..0003}.tar|48', val='val-0000.tar|12'):
+    path.write_text(f"""_base_ = {str(ROOT / 'tests' / 'configs' / 'classifier_tiny.py')!r}
+train_dataloader = dict(sampler=None, drop_last=False, dataset=dict(
+    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r},
+    split={train!r}, transform=dict(input_size=32, is_training=True), batch_size=8))
+val_dataloader = dict(dataset=dict(
+    _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r}, split={val!r},
+    transform=dict(input_size=32, crop_pct=1.0)), sampler=None)
+train_cfg = dict(max_epochs=2)
+""")
+    return path
+
+
+@pytest.mark.parametrize('spoilt, sentence', [
+    ('val-0000.tar', '11 of 12 images were evaluated: a stream'),
+    ('train-*.tar', 'epoch 1 had no iteration: of the images of train_dataloader.dataset none could be read')])
+def test_images_that_cannot_be_read(spoilt, sentence, shards, fork_mmseg, tmp_path):
+    copy = shutil.copytree(shards, tmp_path / 'shards')
+    for path in copy.glob(spoilt):
+        content = path.read_bytes()
+        if spoilt == 'val-0000.tar':
+            content = content.replace(b'\x89PNG', b'none', 1)
+        path.write_bytes(content if spoilt == 'val-0000.tar' else b'no tar file' * 100)
+    run = fork_mmseg(ROOT / 'tools' / 'train_classifier.py', stream_config(tmp_path / 'streams.py', copy),
+                     '--work-dir', tmp_path / 'work', cwd=tmp_path)
+    assert run.returncode != 0 and f'mmtok: {sentence}' in run.stdout and 'Traceback' not in run.stdout
 
 
 def test_a_data_set_of_hugging_face(folder, tmp_path):

@@ -1,12 +1,13 @@
 """The recipe of an ImageNet training, number by number against timm's."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -21,7 +22,7 @@ from conftest import ROOT
 from mmtok.classification import ImageClassifier, ImagePreprocessor
 from mmtok.classification.evaluation import EMAHook
 from mmtok.classification.metrics import Accuracy
-from mmtok.errors import ConfigError
+from mmtok.errors import ConfigError, DataError
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -36,13 +37,14 @@ def groups(lrs=(1e-3, 5e-4)):
 
 @pytest.mark.parametrize('recipe', ['deit', 't2t', 'swin'])
 def test_the_learning_rate_of_each_step_is_timms(recipe):
+    """Of the configs, against the authors' arguments."""
+    name = dict(deit='deit-s_8xb128-300e', t2t='t2t-vit-14_8xb64-310e', swin='swin-t_8xb128-300e')[recipe]
+    ours = dict(Config.fromfile(ROOT / 'configs' / 'imagenet' / f'{name}_in1k.py').param_scheduler)
     per_epoch, epochs = 7, 300
-    ours = dict(type='mmtok.CosineLR', epochs=epochs, warmup=5, warmup_lr=1e-6, min_lr=1e-5)
     theirs = dict(num_epochs=epochs, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5)
     if recipe == 't2t':
-        ours['warmup'] = theirs['warmup_epochs'] = 10
+        theirs['warmup_epochs'] = 10
     if recipe == 'swin':
-        ours.update(warmup=20, warmup_prefix=True, by_epoch=True, convert_to_iter_based=True)
         theirs.update(num_epochs=280, warmup_epochs=20, warmup_prefix=True, step_on_epochs=False,
                       updates_per_epoch=per_epoch)
     mine, other = groups(), groups()
@@ -128,33 +130,31 @@ def test_losses_are_timms():
     assert torch.allclose(model(x, shares, mode='loss')['loss'], SoftTargetCrossEntropy()(scores, shares))
 
 
-def test_averages_are_timms_after_ten_steps():
+@pytest.mark.parametrize('accumulated', [1, 4])
+def test_averages_are_timms_after_ten_steps(accumulated):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     hook, theirs = EMAHook(momentum=1 - 0.9, update_buffers=True), ModelEmaV3(model, decay=0.9)
 
-    class Runner:
-        iter, epoch = 0, 0
-    runner = Runner()
-    runner.model = model
+    runner = SimpleNamespace(iter=0, epoch=0, model=model)
+    runner.optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=accumulated)
     hook.before_run(runner)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(1, 11):
-        optimizer.zero_grad()
-        model(torch.randn(8, 4)).square().sum().backward()
-        optimizer.step()
+    for step in range(1, 10 * accumulated + 1):
+        runner.optim_wrapper.update_params(model(torch.randn(8, 4)).square().sum())
         hook.after_train_iter(runner, step)
-        theirs.update(model, step=step)
+        if step % accumulated == 0:
+            theirs.update(model, step=step // accumulated)
     for name, value in theirs.module.state_dict().items():
         if value.is_floating_point():  # a count of batches is no average
             assert torch.allclose(hook.ema_model.module.state_dict()[name], value, rtol=1e-6), name
 
 
-def test_weight_decay_groups_are_timms():
-    cfg = Config.fromfile(ROOT / 'configs/imagenet/deit-s_8xb128-300e_in1k.py')
+@pytest.mark.parametrize('name, peer', [('deit-s', 'deit_small_patch16_224'),
+                                        ('swin-t', 'swin_tiny_patch4_window7_224'), ('pvtv2-b2', 'pvt_v2_b2')])
+def test_weight_decay_groups_are_timms(name, peer):
+    cfg = Config.fromfile(ROOT / f'configs/imagenet/{name}_8xb128-300e_in1k.py')
     model = MODELS.build(cfg.model)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    peer = create_model('deit_small_patch16_224')
-    theirs = create_optimizer_v2(peer, 'adamw', lr=1e-3, weight_decay=0.05)
+    theirs = create_optimizer_v2(create_model(peer), 'adamw', lr=1e-3, weight_decay=0.05)
 
     def decayed(optimizer):
         return sorted(tuple(p.shape) for g in optimizer.param_groups if g['weight_decay'] for p in g['params'])
@@ -162,8 +162,49 @@ def test_weight_decay_groups_are_timms():
     assert {g['weight_decay'] for g in optimizer.param_groups} == {0.0, 0.05}
 
 
+def test_the_positions_of_pvt_decay_as_its_authors():
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/pvt-s_8xb128-300e_in1k.py')
+    model = MODELS.build(cfg.model)
+    decay = {id(p): g['weight_decay'] for g in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+             for p in g['params']}
+    found = {name.split('.')[-1]: decay[id(p)] for name, p in model.named_parameters()}
+    assert found['pos_embed'] == 0.05 and found['cls_token'] == found['bias'] == 0.0
+
+
 def test_accuracy_counts():
     metric = Accuracy(topk=(1, 2))
     scores = torch.tensor([[3., 1, 2], [1., 3, 2], [1., 2, 3], [2., 2, 2]])
     metric.process(None, [dict(scores=s, label=label) for s, label in zip(scores, (0, 2, 0, 1), strict=True)])
     assert metric.evaluate(4) == {'accuracy/top1': 25.0, 'accuracy/top2': 75.0}
+
+
+@pytest.mark.parametrize('scores', [3 * [float('nan')], [1., float('nan'), 2.]])
+def test_a_diverged_model_knows_nothing(scores):
+    metric = Accuracy(topk=1)
+    metric.process(None, [dict(scores=torch.tensor(scores), label=2)])
+    assert metric.evaluate(1) == {'accuracy/top1': 0.0}
+
+
+def test_an_evaluation_without_all_images():
+    metric = Accuracy()
+    metric.process(None, [dict(scores=torch.ones(3), label=0)])
+    with pytest.raises(DataError, match='1 of 2 images were evaluated'):
+        metric.evaluate(2)
+
+
+def test_a_label_beyond_the_classes():
+    with pytest.raises(ConfigError, match='an image has the label 9, but with model.num_classes=5 the labels end at 4'):
+        ImagePreprocessor(num_classes=5)((torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([9])))
+
+
+def test_the_recipe_of_deit_is_its_authors():
+    """DeiT's main.py, by its defaults."""
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/deit-s_8xb128-300e_in1k.py')
+    assert cfg.train_dataloader.dataset.transform == dict(
+        input_size=224, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', interpolation='bicubic')  # so no jitter
+    assert cfg.model.data_preprocessor.mixup == dict(mixup_alpha=0.8, cutmix_alpha=1.0)
+    assert cfg.model.data_preprocessor.erase == dict(probability=0.25, mode='pixel')
+    assert cfg.model.label_smoothing == 0.1 and cfg.model.backbone.drop_path_rate == 0.1
+    assert cfg.train_dataloader.sampler.num_repeats == 3 and cfg.optim_wrapper.get('clip_grad') is None
+    assert cfg.default_hooks.ema.momentum == pytest.approx(1 - 0.99996)
+    assert cfg.val_dataloader.dataset.transform.get('crop_pct', 0.875) == 0.875

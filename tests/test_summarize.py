@@ -18,7 +18,7 @@ def write(folder, config, seed, top1, average=None, **changes):
         {'ema/top1': average} if average else {})) for epoch, value in enumerate(top1, 1)]
     folder.mkdir()
     (folder / 'results.json').write_text(json.dumps({
-        'config': config, 'config_hash': config, 'seed': seed, 'epochs': len(top1), 'parameters': 10,
+        'config': config, 'config_hash': config, 'seed': seed, 'epochs': len(top1), 'processes': 1, 'parameters': 10,
         'metrics': curve[-1], 'curve': curve, **changes}))
     return str(folder)
 
@@ -46,9 +46,12 @@ def test_what_does_not_belong_together(runs, tmp_path):
     read = summarize.read
     with pytest.raises(DataError, match='share a seed: give each once'):
         summarize.group([read(run) for run in (*runs, runs[0])])
-    other = write(tmp_path / 'e', 'plain', 3, [1, 2], config_hash='other')
-    with pytest.raises(DataError, match='4 trainings of plain have different settings'):
-        summarize.group([read(run) for run in (*runs, other)])
+    for name, changes in (('e', dict(config_hash='other')), ('f', dict(processes=8))):
+        other = write(tmp_path / name, 'plain', 3, [1, 2], **changes)
+        with pytest.raises(DataError, match='4 trainings of plain have different settings'):
+            summarize.group([read(run) for run in (*runs, other)])
+    with pytest.raises(DataError, match='ends with epoch 2 of 9: finish this training with --resume'):
+        read(write(tmp_path / 'g', 'plain', 4, [1, 2], epochs=9))
     with pytest.raises(DataError, match='holds no results.json: a training writes it after its first validation'):
         read(str(tmp_path))
     (tmp_path / 'results.json').write_text('{"a": 1}')

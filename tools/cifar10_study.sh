@@ -6,14 +6,14 @@
 set -euo pipefail
 epochs=${1:-12} seeds=${2:-3} jobs=${3:-$(nproc)}
 cd "$(dirname "$0")/.."
-export PYTHON=${PYTHON:-python} OMP_NUM_THREADS=1 EPOCHS=$epochs OUT=work_dirs/cifar10-study
+export PYTHON=${PYTHON:-python} OMP_NUM_THREADS=1 EPOCHS=$epochs OUT=work_dirs/cifar10-study-${epochs}e
 export CIFAR10_ROOT=${CIFAR10_ROOT:-data/cifar10}
 mkdir -p "$OUT"
 
 train() {
     local config=$1 seed=$2 name
     name=$(basename "${config%.py}")-seed$seed
-    [[ -f $OUT/$name/epoch_$EPOCHS.pth ]] && return
+    grep -qs "\"epoch\": $EPOCHS," "$OUT/$name/results.json" && return
     echo "$(date +%T) $name"
     if ! "$PYTHON" tools/train_classifier.py "$config" --work-dir "$OUT/$name" --resume --cfg-options \
             randomness.seed="$seed" train_cfg.max_epochs="$EPOCHS" param_scheduler.epochs="$EPOCHS" \

@@ -23,9 +23,13 @@ def read(path: str) -> dict:
         raise DataError(f'{path} holds no results.json: a training writes it after its first validation')
     try:
         found = json.loads(file.read_text())
-        found['metrics'], found['curve'], found['config']
+        done, wanted = found['metrics']['epoch'], found['epochs']
+        found['curve'], found['config']
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file} is no results.json of tools/train_classifier.py ({error!r})') from error
+    if done != wanted:
+        raise DataError(f'{file} ends with epoch {done} of {wanted}: finish this training with --resume, or '
+                        'leave it out')
     return found
 
 
@@ -39,9 +43,9 @@ def group(runs: list[dict]) -> dict[str, list[dict]]:
     for run in runs:
         groups.setdefault(run['config'], []).append(run)
     for name, same in groups.items():
-        if len({(run['config_hash'], run['epochs']) for run in same}) > 1:
-            raise DataError(f'{len(same)} trainings of {name} have different settings (config_hash): summarise them '
-                            'apart, or give their configs different names')
+        if len({(run['config_hash'], run['epochs'], run['processes']) for run in same}) > 1:
+            raise DataError(f'{len(same)} trainings of {name} have different settings (config_hash, epochs or '
+                            'processes): summarise them apart, or give their configs different names')
         if len({run['seed'] for run in same}) < len(same):
             raise DataError(f'{len(same)} trainings of {name} share a seed: give each once, with a seed of its own')
     return groups
@@ -58,7 +62,7 @@ def summarise(groups: dict[str, list[dict]]) -> list[dict]:
     for name, runs in groups.items():
         metrics = [metric for metric in METRICS if all(metric in run['metrics'] for run in runs)]
         rows.append(dict(
-            config=name, epochs=min(run['metrics']['epoch'] for run in runs), parameters=runs[0].get('parameters'),
+            config=name, epochs=runs[0]['epochs'], parameters=runs[0].get('parameters'),
             seeds=sorted(run['seed'] for run in runs),
             **{metric: statistics_of([run['metrics'][metric] for run in runs]) for metric in metrics}))
     return rows

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
+from mmtok.classification.checks import CheckedCheckpoint
 from mmtok.errors import StorageError
 from train_classifier import load_config
 
@@ -29,7 +30,9 @@ def main() -> None:
         raise StorageError(f'the checkpoint {args.checkpoint!r} is not there')
     cfg.load_from = args.checkpoint
     cfg.model.backbone.init_cfg = None  # the checkpoint has it all
-    RUNNERS.build(cfg).test()
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(CheckedCheckpoint())
+    runner.test()
 
 
 if __name__ == '__main__':

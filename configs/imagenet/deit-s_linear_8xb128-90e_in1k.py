@@ -1,4 +1,4 @@
-# paper: linear top-1 68.1. A frozen trunk, and MoCo v3's recipe for its head
+# No row of the paper, whose 68.1 probes a trunk of MoCo v3. A frozen trunk, and MoCo v3's recipe for its head
 _base_ = [
     '../_base_/models/classifier_in1k.py', '../_base_/datasets/imagenet_224.py',
     '../_base_/schedules/adamw_300e_in1k.py', '../_base_/classifier_runtime.py'

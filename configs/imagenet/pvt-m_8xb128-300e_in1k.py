@@ -5,4 +5,6 @@ _base_ = [
 ]
 model = dict(backbone=dict(type='mmtok.PVT', arch='medium', drop_path_rate=0.3))
 train_dataloader = dict(sampler=dict(num_repeats=3))
-optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(
+    clip_grad=dict(max_norm=1.0),
+    paramwise_cfg=dict(custom_keys=dict(pos_embed=dict(decay_mult=1.))))  # as its authors

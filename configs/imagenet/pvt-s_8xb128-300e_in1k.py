@@ -5,3 +5,4 @@ _base_ = [
 ]
 model = dict(backbone=dict(type='mmtok.PVT', arch='small'))
 train_dataloader = dict(sampler=dict(num_repeats=3))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(pos_embed=dict(decay_mult=1.))))  # as its authors

@@ -22,7 +22,17 @@ class EMAHook(MMEngineEMAHook):
 
     Args:
         ema_type, strict_load, begin_iter, begin_epoch, momentum, update_buffers, ...: mmengine's.
+
+    Attributes:
+        has_averages: False for a checkpoint to test that has none.
     """
+
+    has_averages = True
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """mmengine's, after steps of the optimizer only: `accumulative_counts` iterations are one."""
+        if runner.optim_wrapper.should_update():
+            super().after_train_iter(runner, *args, **kwargs)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Leaves the weights in place."""
@@ -35,7 +45,10 @@ class EMAHook(MMEngineEMAHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """mmengine's; to be tested, weights and averages are taken as if to resume."""
         resume, tested = runner._resume, runner._train_loop is None or isinstance(runner._train_loop, dict)
-        runner._resume = resume or (tested and 'ema_state_dict' in checkpoint)
+        self.has_averages = not tested or 'ema_state_dict' in checkpoint
+        if not self.has_averages:
+            return
+        runner._resume = resume or tested
         try:
             super().after_load_checkpoint(runner, checkpoint)
         finally:
@@ -43,22 +56,21 @@ class EMAHook(MMEngineEMAHook):
 
 
 class WithAverages:
-    """An evaluator, and a copy of it for the outputs of the averages, whose metrics begin with `ema/`."""
+    """An evaluator, and a copy of it for the outputs of the averages of a hook, whose metrics begin with `ema/`."""
 
-    def __init__(self, evaluator: Evaluator):
-        self.evaluator, self.average, self.used = evaluator, copy.deepcopy(evaluator), False
+    def __init__(self, evaluator: Evaluator, hook: EMAHook | None):
+        self.evaluator, self.average, self.hook = evaluator, copy.deepcopy(evaluator), hook
 
     def process(self, data_samples, data_batch=None) -> None:
         self.evaluator.process(data_samples, data_batch)
 
     def process_averages(self, data_samples, data_batch) -> None:
         self.average.process(data_samples, data_batch)
-        self.used = True
 
     def evaluate(self, size: int) -> dict[str, float]:
         metrics = self.evaluator.evaluate(size)
-        if self.used:
-            found, self.used = self.average.evaluate(size), False
+        if self.hook is not None and self.hook.has_averages:
+            found = self.average.evaluate(size)
             metrics.update({f'{AVERAGE}/{name.split("/")[-1]}': value for name, value in found.items()})
         return metrics
 
@@ -68,13 +80,13 @@ class TestsAverages:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.evaluator = WithAverages(self.evaluator)
         self.hook = next((hook for hook in self.runner.hooks if isinstance(hook, EMAHook)), None)
+        self.evaluator = WithAverages(self.evaluator, self.hook)
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch) -> None:
         super().run_iter(idx, data_batch)
-        if self.hook is not None:
+        if self.hook is not None and self.hook.has_averages:
             model = self.hook.ema_model.module.eval()
             with autocast(enabled=self.fp16):
                 self.evaluator.process_averages(model.val_step(data_batch), data_batch)

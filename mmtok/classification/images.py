@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_dataset, create_transform
+from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from ..engine.preflight import ARCHIVES
 from ..engine.samples import SkippedFiles, is_about_content
 from ..errors import ConfigError, DataError, check_options, is_number
 from ..registry import DATASETS
@@ -27,8 +30,8 @@ class ImageDataset(Dataset):
     """Images by class: a folder with one folder for each class, a tar file of it, or a data set of Hugging Face.
 
     Args:
-        data_root: Folder with the folders (or tar files) of the splits, as ImageNet's; or the folder or tar file of
-            one split itself.
+        data_root: Folder with the folders (or tar files) of the splits, as ImageNet's, or one tar file of them; or the
+            folder or tar file of one split itself.
         split: Which of them: 'train', 'val' or another name.
         transform: Options of timm's `create_transform`, such as `input_size`, `is_training`, `auto_augment`.
             Normalisation, and the random erasing that follows it, are `mmtok.ImagePreprocessor`'s part.
@@ -56,6 +59,8 @@ class ImageDataset(Dataset):
         with explained_reader(self.root):
             self.reader = create_dataset(name, self.root, split, search_split=False, class_map=class_map or None,
                                          **(reader or {})).reader
+            if hasattr(self.reader, 'targets'):
+                take_split(self.reader, self.root, split)
         self.metainfo = dict(classes=tuple(self.find_classes()))
         self.indices = self.take(fraction, fraction_seed)
         self.skipped = SkippedFiles(len(self))
@@ -66,11 +71,10 @@ class ImageDataset(Dataset):
         if names is None:
             return []
         if os.path.isdir(self.root):
-            empty = [folder for folder, inside, files in os.walk(self.root, followlinks=True)
-                     if not inside and not files and folder != self.root]
+            empty = list(empty_folders(self.root))
             if empty:
-                raise DataError(f'{empty[0]} holds no images' + (f', nor do {len(empty) - 1} other folders'
-                                                                 if empty[1:] else '')
+                raise DataError(f'{empty[0]} holds no images ({", ".join(sorted(get_img_extensions()))})'
+                                + (f', nor do {len(empty) - 1} other folders' if empty[1:] else '')
                                 + ': put the images there, or remove the folder')
         classes = sorted(names, key=names.get)
         if isinstance(labels := self.labels(), list):
@@ -171,6 +175,14 @@ def posterize(image: Image.Image, bits: int, **options) -> Image.Image:
     return auto_augment.posterize(image, bits, **options)
 
 
+def names_of(split: str) -> list[str]:
+    """What its folder may be called."""
+    return [split, *{'train': ['training'], 'val': ['validation', 'valid']}.get(split, [])]
+
+
+SPLITS = (*names_of('train'), *names_of('val'))
+
+
 def find_split(data_root: str, split: str) -> str:
     """The folder or tar file of a split below `data_root`; this itself where it has none.
 
@@ -178,20 +190,40 @@ def find_split(data_root: str, split: str) -> str:
         ConfigError: When the folder has other splits, or nothing is there.
     """
     root = Path(data_root)
-    names = [split, *{'train': ['training'], 'val': ['validation', 'valid']}.get(split, [])]
-    for name in names:
+    for name in names_of(split):
         for place in (root / name, root / f'{name}.tar'):
             if place.exists():
                 return str(place)
-    if root.name.endswith(('.tar.gz', '.tar.xz', '.tgz', '.tar.bz2', '.zip')):
+    if root.name.endswith(ARCHIVES[1:]):
         raise ConfigError(f'data_root={data_root!r} is compressed, and images are read from it one by one: unpack it '
                           'into a folder, or into a .tar file')
     if not root.exists():
         raise ConfigError(f'data_root={data_root!r} is not there: put the images there, or name another folder')
-    other = [name for name in ('train', 'training', 'val', 'validation', 'valid') if (root / name).is_dir()]
+    other = [name for name in SPLITS if (root / name).is_dir()]
     if other:
         raise ConfigError(f'{data_root} has the split {", ".join(other)}, but not {split!r}')
     return str(root)
+
+
+def take_split(reader, root: str, split: str) -> None:
+    """Leaves a timm reader of tar files those below the folder of the split, if they lie in folders of splits."""
+    folders = [set(sample[0].path.split('/')[:-2]) for sample in reader.samples]  # above the folder of the class
+    held = set(SPLITS).intersection(set().union(*folders))
+    if not held or root.endswith(tuple(f'{name}.tar' for name in names_of(split))):
+        return
+    mine = [any(name in above for name in names_of(split)) for above in folders]
+    if not any(mine):
+        raise ConfigError(f'{root} has the split {", ".join(sorted(held))}, but not {split!r}')
+    reader.samples, reader.targets = reader.samples[mine], reader.targets[mine]
+
+
+def empty_folders(root: str) -> Iterator[str]:
+    """Folders without an image or another folder in them; hidden ones are not looked at."""
+    endings = tuple(get_img_extensions())
+    for folder, inside, files in os.walk(root, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith('.')]
+        if not inside and folder != root and not any(name.lower().endswith(endings) for name in files):
+            yield folder
 
 
 @contextlib.contextmanager
@@ -199,7 +231,10 @@ def explained_reader(root: str) -> Iterator[None]:
     """One sentence where timm finds no image."""
     try:
         yield
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except ImportError as error:
+        raise ConfigError(f'{root} needs a package that is not installed ({error}): pip install '
+                          f'{error.name or "it"}') from error
+    except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError, OSError, tarfile.TarError) as error:
         text = ' '.join(str(error).split())
         if 'Found 0 images' in text or 'not enough values to unpack' in text or 'No .tar files' in text:
             raise ConfigError(f'{root} holds no images: it should hold one folder of images for each class') from error

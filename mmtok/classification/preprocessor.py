@@ -23,7 +23,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
         non_blocking: Copy batches in pinned memory to a GPU while it works.
 
     Raises:
-        ConfigError: For an option that timm does not know, and an odd batch with Mixup.
+        ConfigError: For an option that timm does not know, an odd batch with Mixup, a label beyond the classes.
     """
 
     def __init__(self, mean: tuple[float, ...] = (123.675, 116.28, 103.53),
@@ -31,6 +31,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
                  mixup: dict | None = None, num_classes: int = 1000, label_smoothing: float = 0.0,
                  non_blocking: bool = True):
         super().__init__(non_blocking)
+        self.num_classes = num_classes
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.erase = self.mixup = None
@@ -46,6 +47,9 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
     def forward(self, data: tuple[Tensor, Tensor], training: bool = False) -> dict[str, Tensor]:
         """(images (B,3,H,W) uint8, labels (B,)) -> inputs (B,3,H,W) float32, labels (B,), or (B,K) when mixed."""
+        if data[1].device.type == 'cpu' and data[1].max() >= self.num_classes:
+            raise ConfigError(f'an image has the label {int(data[1].max())}, but with model.num_classes='
+                              f'{self.num_classes} the labels end at {self.num_classes - 1}')
         images, labels = self.cast_data(data)
         images = images.float().sub_(self.mean).div_(self.std)
         if training and self.erase is not None:

@@ -9,16 +9,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..checkpoint.writing import write_whole
-from ..errors import ConfigError
 from ..registry import HOOKS
+from .checks import check_same_classes
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
 RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
+# Where and how fast a config trains, and what it writes, but not what it trains
+NO_PART_OF_HASH = ('work_dir', 'resume', 'load_from', 'randomness', 'launcher', 'vis_backends', 'visualizer',
+                   'log_level', 'log_processor', 'logger', 'checkpoint', 'timer', 'data_root', 'num_workers',
+                   'persistent_workers', 'pin_memory', 'prefetch_factor')
 
 
 @HOOKS.register_module()
@@ -27,7 +31,7 @@ class ResultsHook(Hook):
 
     The file holds the config's name and hash, the seed, versions, the machine, images per second (median over the
     iterations, all processes), the metrics of the last validation, and `curve`, those of all validations. Resuming
-    goes on with the curve.
+    goes on with the curve, and makes up for a validation that was cut short.
     """
 
     priority = 'LOW'  # after the metrics are logged
@@ -45,6 +49,16 @@ class ResultsHook(Hook):
         if runner._resume and path.is_file():
             known = json.loads(path.read_text())
             self.curve = [line for line in known['curve'] if line['epoch'] <= runner.epoch]
+        if runner._resume and runner.val_loop is not None and self.lacks_validation(runner):
+            runner.logger.info(f'{path} lacks the validation of epoch {runner.epoch}: it is made up for now.')
+            runner.val_loop.run()
+
+    def lacks_validation(self, runner: Runner) -> bool:
+        """Whether the epoch that is resumed should have been validated and was not; as the main process knows."""
+        due = runner.epoch >= runner.val_begin and runner.epoch % runner.val_interval == 0
+        answer = [due and runner.epoch not in [line['epoch'] for line in self.curve]]
+        broadcast_object_list(answer)
+        return answer[0]
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.started = None
@@ -58,6 +72,7 @@ class ResultsHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if not is_main_process() or runner._train_loop is None or isinstance(runner._train_loop, dict):
             return
+        self.curve = [line for line in self.curve if line['epoch'] < runner.epoch]  # one may be repeated
         self.curve.append(dict(epoch=runner.epoch, **{name: round(value, 4) for name, value in metrics.items()}))
         text = json.dumps(self.collect(runner), indent=2)
         write_whole(str(Path(runner.work_dir) / RESULTS), f'{text}\n'.encode())
@@ -74,10 +89,12 @@ class ResultsHook(Hook):
 
 
 def config_hash(cfg) -> str:
-    """Of all that a config says but where to write and what to draw random numbers from."""
-    plain = {key: value for key, value in cfg.to_dict().items()
-             if key not in ('work_dir', 'resume', 'load_from', 'randomness', 'launcher')}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    """Of all that a config says but the seed, where it reads and writes, and how many data workers it has."""
+    def plain(node):
+        if isinstance(node, dict):
+            return {key: plain(value) for key, value in node.items() if key not in NO_PART_OF_HASH}
+        return [plain(value) for value in node] if isinstance(node, (list, tuple)) else node
+    return hashlib.sha256(json.dumps(plain(cfg.to_dict()), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:
@@ -88,20 +105,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def check_same_classes(data, val_loop) -> None:
-    """Training and validation number their classes alike.
-
-    Raises:
-        ConfigError: Names a class that only one of them has.
-    """
-    if val_loop is None:
-        return
-    ours, theirs = (list((getattr(x, 'metainfo', None) or {}).get('classes', ()))
-                    for x in (data, val_loop.dataloader.dataset))
-    if ours and theirs and ours != theirs:
-        other = sorted(set(ours) ^ set(theirs))
-        raise ConfigError(f'training has {len(ours)} classes and validation {len(theirs)}, of which only one has '
-                          f'{", ".join(map(repr, other[:5]))}: name the same class folders in both'
-                          if other else 'training and validation number their classes in another order')

@@ -1,13 +1,14 @@
 """Sharded data sets that are read one after the other, through timm's readers: wds/, hfids/, tfds/."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mmengine.hooks import DistSamplerSeedHook
 from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..registry import DATASETS, HOOKS
 from .images import STREAMS, make_transform
 
@@ -31,7 +32,8 @@ class ImageStream(IterableDataset):
         reader: More options of timm's `create_dataset`, such as `num_samples`.
 
     Raises:
-        ConfigError: When the reader cannot be made, with the package that it needs.
+        ConfigError: When the reader cannot be made, with the package that it needs; for a shard that is not there, and
+            when the number of images is not known.
     """
 
     def __init__(self, name: str, data_root: str | None, split: str, transform: dict | None = None,
@@ -49,6 +51,17 @@ class ImageStream(IterableDataset):
             text = ' '.join(str(error).split())
             raise ConfigError(f'{name} with data_root={data_root!r} and split={split!r} cannot be read ({text}); it '
                               f'needs the package {EXTRAS[kind]}') from error
+        reader = self.images.reader
+        if kind == 'wds/':
+            shards = reader.split_info.filenames
+            lost = [path for path in (Path(data_root) / name for name in shards if ':' not in name)
+                    if not path.is_file()]
+            if lost:
+                raise ConfigError(f'{len(lost)} of the {len(shards)} shards that split={split!r} names are not there, '
+                                  f'such as {lost[0]}')
+        if not len(self):
+            raise ConfigError(f"split={split!r} does not tell its number of images: write it behind the shards, as in "
+                              "'train-{0000..0099}.tar|100000', or set reader=dict(num_samples=...)")
         self.images.transform = make_transform(transform)
         self.images.set_loader_cfg(num_workers=num_workers)
 
@@ -65,10 +78,20 @@ class ImageStream(IterableDataset):
 
 @HOOKS.register_module()
 class EpochHook(DistSamplerSeedHook):
-    """mmengine's, which tells the sampler the epoch; a data set that is a stream is told too."""
+    """mmengine's, which tells the sampler the epoch; a data set that is a stream is told too.
+
+    Raises:
+        DataError: After an epoch in which nothing could be read.
+    """
 
     def before_train_epoch(self, runner) -> None:
         super().before_train_epoch(runner)
         dataset = runner.train_loop.dataloader.dataset
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(runner.epoch)
+        self.begun = runner.iter
+
+    def after_train_epoch(self, runner) -> None:
+        if runner.iter == self.begun:
+            raise DataError(f'epoch {runner.epoch + 1} had no iteration: of the images of train_dataloader.dataset '
+                            'none could be read')

@@ -10,6 +10,7 @@ from torch import nn
 from ..backbones.base import TokenBackbone
 from ..errors import ConfigError, DataError, is_number
 
+ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.tar.xz', '.tar.bz2', '.zip')
 DENSE_HEADS = ('decode_head', 'bbox_head', 'rpn_head', 'roi_head')
 
 
@@ -21,7 +22,7 @@ def check_data(cfg: dict, *loaders: str) -> None:
             storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
             if storage.get('backend') not in (None, 'local', 'disk') or dataset.get('name'):  # a reader of timm's
                 continue
-            packed = root and root.endswith('.tar') and os.path.isfile(root)
+            packed = root and root.endswith(ARCHIVES) and os.path.isfile(root)  # mmtok.ImageDataset looks at it
             if root and '://' not in root and not packed and not os.path.isdir(root):
                 raise ConfigError(
                     f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
@@ -140,7 +141,7 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
     for name, head in [('model', model), *heads]:  # a classifier has no head of its own in the config
         known = head.get('num_classes')
         if isinstance(known, int) and known < count:
-            raise ConfigError(f'{name}.num_classes={known}, but the training data have {count} classes: make them '
+            raise ConfigError(f'{name}.num_classes={known}, but the data have {count} classes: make them '
                               'equal')
 
 

@@ -15,8 +15,8 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.runner import EpochBasedTrainLoop, find_latest_checkpoint
 from mmengine.runner import Runner as MMEngineRunner
-from mmengine.runner import find_latest_checkpoint
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, StorageError
@@ -103,6 +103,10 @@ class Runner(MMEngineRunner):
         self._train_dataloader = self.build_dataloader(
             self._train_dataloader, self.seed, self._randomness_cfg.get('diff_rank_seed', False), skip_undecodable=True)
         loop = super().build_train_loop(loop)
+        if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
+            raise ConfigError(f'{len(loop.dataloader.dataset)} training images are not one batch for each of '
+                              f'{self.world_size} processes: set train_dataloader.batch_size to less, or '
+                              'train_dataloader.drop_last=False')
         check_classes(self.cfg, getattr(loop.dataloader.dataset, 'metainfo', {}))
         return loop
 

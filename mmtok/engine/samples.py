@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.logging import print_log
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
 
 # What OpenCV, Pillow and mmcv raise about the bytes of a file
-CONTENT_ERRORS = (cv2.error, SyntaxError, EOFError, struct.error, zlib.error)
+CONTENT_ERRORS = (cv2.error, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def is_about_content(error: Exception) -> bool:

@@ -1,0 +1,75 @@
+"""Whether training, validation and checkpoint are about the same classes and the same model."""
+
+from collections.abc import Mapping
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from ..engine.preflight import check_classes
+from ..errors import ConfigError
+
+
+def classes_of(data) -> list[str]:
+    """Of a data set, by index; empty where they are not known."""
+    return list((getattr(data, 'metainfo', None) or {}).get('classes', ()))
+
+
+def check_same_classes(data, val_loop) -> None:
+    """Training and validation number their classes alike, and are not the same images under two names.
+
+    Raises:
+        ConfigError: Names a class that only one of them has, or the folder that both read.
+    """
+    if val_loop is None:
+        return
+    other = val_loop.dataloader.dataset
+    root, split = getattr(data, 'root', None), getattr(data, 'split', None)
+    if root and root == getattr(other, 'root', None) and split != other.split:
+        raise ConfigError(f'{root} has no folders {split!r} and {other.split!r}, so that training and validation would '
+                          'read the same images: data_root is the folder that holds those of the splits; to validate '
+                          'on the training images, give both the same split')
+    compare_classes(classes_of(data), 'training', classes_of(other), 'validation')
+
+
+def compare_classes(ours: list[str], name: str, theirs: list[str], other: str) -> None:
+    """Raises ConfigError if both are known and differ."""
+    if ours and theirs and ours != theirs:
+        differ = sorted(set(ours) ^ set(theirs))
+        raise ConfigError(f'{name} has {len(ours)} classes and {other} {len(theirs)}, of which only one has '
+                          f'{", ".join(map(repr, differ[:5]))}: name the same class folders in both'
+                          if differ else f'{name} and {other} number their classes in another order')
+
+
+class CheckedCheckpoint(Hook):
+    """A checkpoint to test holds all of the model, and was trained on the classes of the test data.
+
+    Raises:
+        ConfigError: Before anything is loaded.
+    """
+
+    priority = 'VERY_HIGH'  # before the others take tensors out of it
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        data = runner.test_loop.dataloader.dataset
+        check_classes(runner.cfg, getattr(data, 'metainfo', None) or {})
+        trained = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+        compare_classes(list(trained.get('classes', ())), 'the checkpoint', classes_of(data), 'the test data')
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        found, wanted = checkpoint.get('state_dict', checkpoint), model.state_dict()
+        found = {name: value for name, value in found.items() if hasattr(value, 'shape')} if isinstance(
+            found, Mapping) else {}
+        missing = [name for name in wanted if name not in found and not is_of_training(name)]
+        other = [name for name in found if name not in wanted and not is_of_training(name)]
+        shapes = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+        if missing or other or shapes:
+            parts = [f'{len(names)} {what}, such as {names[0]!r}' for names, what in (
+                (missing, 'tensors of the model are not in it'), (other, 'of its tensors are not in the model'),
+                (shapes, 'tensors have another shape')) if names]
+            raise ConfigError(f'the checkpoint does not fit the model of the config: {"; ".join(parts)}; name the '
+                              'config that it was trained with')
+
+
+def is_of_training(name: str) -> bool:
+    """TokenProp's decoder, which published checkpoints leave out."""
+    return 'token_prop.' in name
