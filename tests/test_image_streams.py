@@ -150,3 +150,10 @@ def test_a_data_set_of_hugging_face(folder, tmp_path):
     theirs = ImageDataset(str(tmp_path / 'cache'), 'train', EVAL, name=f'hfds/{tmp_path}/set')
     assert theirs.metainfo['classes'] == plain.metainfo['classes'] and len(theirs) == 12
     assert all(torch.equal(theirs[i][0], plain[i][0]) and theirs[i][1] == plain[i][1] for i in range(12))
+    stream = Runner.build_dataloader(dict(
+        batch_size=5, num_workers=1, sampler=None, collate_fn=dict(type='default_collate'), dataset=dict(
+            type='mmtok.ImageStream', name=f'hfids/{tmp_path}/set', data_root=str(tmp_path / 'cache'), split='train',
+            transform=EVAL, reader=dict(num_samples=12))), 0)
+    images, labels = (torch.cat(part) for part in zip(*stream, strict=True))
+    assert torch.equal(images, torch.stack([plain[i][0] for i in range(12)]))
+    assert labels.tolist() == rows['label']

@@ -61,16 +61,16 @@ class ImageDataset(Dataset):
                                          **(reader or {})).reader
             if hasattr(self.reader, 'targets'):
                 take_split(self.reader, self.root, split)
-        self.metainfo = dict(classes=tuple(self.find_classes()))
+        self.metainfo = dict(classes=tuple(self.find_classes(in_folders=not name)))
         self.indices = self.take(fraction, fraction_seed)
         self.skipped = SkippedFiles(len(self))
 
-    def find_classes(self) -> list[str]:
+    def find_classes(self, in_folders: bool) -> list[str]:
         """Names of the classes, each of which must have images."""
         names = getattr(self.reader, 'class_to_idx', None) or getattr(self.reader, 'class_name_to_idx', None)
         if names is None:
             return []
-        if os.path.isdir(self.root):
+        if in_folders and os.path.isdir(self.root):
             empty = list(empty_folders(self.root))
             if empty:
                 raise DataError(f'{empty[0]} holds no images ({", ".join(sorted(get_img_extensions()))})'
