@@ -38,6 +38,19 @@ def test_backbones_command(tmp_path):
     assert [row['method'] for row in rows] == 2 * ['mmtok', 'mmtok + MoTo', 'timm', 'mmseg']
 
 
+def test_classifier_command(tmp_path):
+    options = ['--side', '32', '--size', '32', '--repeats', '2']
+    command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'classifier', *options, '--out', tmp_path / 'out.csv']
+    run = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
+    with (tmp_path / 'out.csv').open() as file:
+        rows = {(row['what'], row['method']): row for row in csv.DictReader(file)}
+    loaders = [(f'loader, {name}', side) for name in ('flip and crop', 'RandAugment') for side in ('mmtok', 'timm')]
+    assert list(rows) == [*loaders, ('training', 'mmtok'), ('training', 'plain loop')]
+    for (what, method), row in rows.items():
+        assert float(row['images_per_second']) > 0 and row['torch'] and row['device'] and what in run.stdout
+        assert (float(row['mmtok_over_it']) == 1) == (method == 'mmtok')
+
+
 def test_size_command(tmp_path):
     """Parameters and multiply-adds of DeiT-S, counted by hand."""
     command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'size', '--model', 'DeiT-S']

@@ -69,15 +69,30 @@ def test_miou_of_a_known_case():
     assert baselines.miou(np.array([[0, 0, 0, 1]]), labels, 3) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
-@pytest.mark.slow
-def test_whole_demo():
-    run = subprocess.run([sys.executable, 'tools/demo/run.py'], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+def run_demo(script) -> str:
+    run = subprocess.run([sys.executable, f'tools/demo/{script}'], cwd=ROOT, text=True, stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT)
     assert run.returncode == 0, run.stdout[-3000:]
-    out = ROOT / re.search(r'(\S+)/train.log', run.stdout).group(1)
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_whole_pretraining_demo():
+    output = run_demo('pretrain.py')
+    out = ROOT / re.search(r'(\S+)/curves.png', output).group(1)
+    rows = json.loads((out / 'summary.json').read_text())
+    assert len(rows) == 4 and all(row['accuracy/top1']['mean'] >= 60 for row in rows)  # chance is 25
+    assert Image.open(out / 'curves.png').size == (800, 500)
+    assert output.splitlines()[-2].startswith('Real images  IMAGENET_ROOT=')
+
+
+@pytest.mark.slow
+def test_whole_demo():
+    output = run_demo('run.py')
+    out = ROOT / re.search(r'(\S+)/train.log', output).group(1)
     scores = json.loads((out / 'results.json').read_text())['mIoU']
     assert scores['ours'] >= 0.60
     assert scores['ours'] >= 3 * scores['majority class']
     assert scores['per-pixel RGB classifier'] <= scores['ours'] / 2
     assert Image.open(out / 'overview.png').size[0] > 500
-    assert run.stdout.splitlines()[-3].startswith('Real ADE20K')
+    assert output.splitlines()[-3].startswith('Real ADE20K')

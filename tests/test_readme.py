@@ -79,6 +79,20 @@ def test_table_shows_the_score_of_each_config():
         assert (ROOT / path).read_text().startswith(f'# paper: mIoU {score}\n')
 
 
+def test_the_imagenet_table_is_that_of_the_configs():
+    """Each number is the paper's in the config that it links to; a row has all four variants of its trunk."""
+    rows = re.findall(r'^\| (\S+) \| (.*configs/imagenet.*) \|$', README, re.M)
+    assert len(rows) == 9
+    for trunk, cells in rows:
+        found = re.findall(r'\[(\S+)\]\((configs/imagenet/\S+)\)', cells)
+        assert [re.match(rf'{trunk}_?([a-z-]*)_8xb', Path(path).name)[1] for _, path in found] == [
+            '', 'moto', 'tokenprop', 'moto-tokenprop']
+        for said, path in found:
+            headline = (ROOT / path).read_text().splitlines()[0]
+            number = re.match(r'# paper: top-1 (\d\d\.\d)', headline)
+            assert said == (number[1] if number else 'config'), path
+
+
 def test_make_targets_exist():
     makefile = (ROOT / 'Makefile').read_text()
     for target in re.findall(r'make (?:[A-Z]+=\S+ )*([a-z-]+)', README):

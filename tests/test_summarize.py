@@ -1,6 +1,8 @@
 """`tools/summarize.py`: a table and a picture of several trainings."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -40,6 +42,20 @@ def test_table_picture_and_numbers(runs, tmp_path, capsys, monkeypatch):
     rows = json.loads((tmp_path / 'rows.json').read_text())
     assert rows[0]['seeds'] == [0, 1, 2] and rows[0]['accuracy/top1'] == dict(mean=22.0, n=3, deviation=1.732)
     assert Image.open(tmp_path / 'curves.png').size == (800, 500)
+
+
+@pytest.mark.slow
+def test_the_study_goes_on_where_it_was(tmp_path):
+    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
+    from scenes import draw_image_folder
+    draw_image_folder(tmp_path / 'data', train=20, val=5)
+    env = {**os.environ, 'PYTHON': sys.executable, 'OUT': str(tmp_path / 'out'), 'CIFAR10_ROOT': str(tmp_path / 'data')}
+    outputs = [subprocess.run([ROOT / 'tools' / 'cifar10_study.sh', '1', '1', '2'], env=env, text=True, check=True,
+                              capture_output=True).stdout for _ in range(2)]
+    rows = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert len(rows) == 8 and all(row['epochs'] == row['accuracy/top1']['n'] == 1 for row in rows)
+    assert outputs[0].count('-seed0') == 8 and '-seed0' not in outputs[1]
+    assert Image.open(tmp_path / 'out' / 'curves.png').size == (800, 500)
 
 
 def test_what_does_not_belong_together(runs, tmp_path):

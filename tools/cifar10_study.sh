@@ -2,11 +2,12 @@
 # Train the README's CIFAR-10 table: plain and MoTo in each placement, without and with TokenProp, several seeds each.
 #     CIFAR10_ROOT=/path/to/image/folder tools/cifar10_study.sh [EPOCHS [SEEDS [JOBS]]]
 # JOBS trainings at a time, one CPU thread each. Run it again after an interruption: it goes on where it was.
-# PYTHON names the interpreter.
+# PYTHON names the interpreter, OUT another folder for the results.
 set -euo pipefail
 epochs=${1:-12} seeds=${2:-3} jobs=${3:-$(nproc)}
 cd "$(dirname "$0")/.."
-export PYTHON=${PYTHON:-python} OMP_NUM_THREADS=1 EPOCHS=$epochs OUT=work_dirs/cifar10-study-${epochs}e
+export PYTHON=${PYTHON:-python} OMP_NUM_THREADS=1 EPOCHS=$epochs
+export OUT=${OUT:-work_dirs/cifar10-study-${epochs}e}
 export CIFAR10_ROOT=${CIFAR10_ROOT:-data/cifar10}
 mkdir -p "$OUT"
 

@@ -13,7 +13,7 @@ from summarize import group, plot, read, summarise, table
 
 VARIANTS = {'': 'patchify', '_moto-stem': 'MoTo', '_tokenprop': 'patchify + TokenProp',
             '_moto-stem-tokenprop': 'MoTo + TokenProp'}
-EPOCHS = 12
+EPOCHS = 30
 OUT = ROOT / 'work_dirs' / f'demo-pretrain-{Path(sys.prefix).name}'
 # The data set is another one, and smaller, than the recipe's
 OPTIONS = ['model.num_classes=4', f'train_cfg.max_epochs={EPOCHS}', f'param_scheduler.epochs={EPOCHS}',
