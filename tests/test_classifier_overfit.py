@@ -20,10 +20,10 @@ def results(run_mmseg, root, work_dir, *options) -> dict:
 @pytest.mark.slow
 def test_260_images_are_memorised(run_mmseg, cifar10, tmp_path):
     """Trained without augmentation, and tested on the same images."""
-    still = 'dataset.transform.is_training=False'
     few = 'dataset.fraction=0.01024'  # 26 of each class
     found = results(
-        run_mmseg, cifar10, tmp_path / 'work', f'train_dataloader.{still}', f'train_dataloader.{few}',
+        run_mmseg, cifar10, tmp_path / 'work', 'train_dataloader.dataset.transform.is_training=False',
+        'train_dataloader.dataset.transform.crop_pct=1.0', f'train_dataloader.{few}',
         f'val_dataloader.{few}', 'val_dataloader.dataset.split=train', 'train_dataloader.batch_size=26',
         'train_cfg.max_epochs=150', 'param_scheduler.epochs=150', 'train_cfg.val_interval=50',
         'optim_wrapper.optimizer.weight_decay=0')
