@@ -70,6 +70,19 @@ def ade_layout(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='session')
+def draw_folder(tmp_path_factory) -> Callable[..., Path]:
+    """Draws an image folder of 4 classes in a folder of its own; options are `draw_image_folder`'s."""
+    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
+    from scenes import draw_image_folder
+
+    def draw(**options) -> Path:
+        root = tmp_path_factory.mktemp('folder') / 'data'
+        draw_image_folder(root, **options)
+        return root
+    return draw
+
+
+@pytest.fixture(scope='session')
 def cifar10(tmp_path_factory) -> Path:
     """The CIFAR-10 of `../shared/data`, unpacked."""
     packed = SHARED / 'cifar10_imagefolder.tar.xz'

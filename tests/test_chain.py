@@ -1,7 +1,6 @@
 """From a classifier's training to a segmentor: the same tokenizer and trunk, without a conversion."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -24,12 +23,8 @@ HEADS = {'DeiT': [64] * 4, 'Swin': [24, 48, 96, 192], 'PVTv2': [16, 32, 80, 128]
 
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
-    from scenes import draw_image_folder
-    root = tmp_path_factory.mktemp('folder') / 'data'
-    draw_image_folder(root, train=12, val=3, side=64)
-    return root
+def drawn(draw_folder):
+    return draw_folder(train=12, val=3, side=64)
 
 
 def segmentor(backbone: str, checkpoint) -> dict:

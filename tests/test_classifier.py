@@ -22,12 +22,8 @@ TRAIN, TEST = ROOT / 'tools' / 'train_classifier.py', ROOT / 'tools' / 'test_cla
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
-    from scenes import draw_image_folder
-    root = tmp_path_factory.mktemp('folder') / 'data'
-    draw_image_folder(root, train=12, val=3)  # 6 iterations an epoch
-    return root
+def folder(draw_folder):
+    return draw_folder(train=12, val=3)  # 6 iterations an epoch
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,6 @@
 """The configs of configs/imagenet and configs/cifar10: they fit together, with each other and with those downstream."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -73,12 +72,8 @@ def test_size(trunk, millions):
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
-    from scenes import draw_image_folder
-    root = tmp_path_factory.mktemp('folder') / 'data'
-    draw_image_folder(root, train=2, val=1)
-    return root
+def folder(draw_folder):
+    return draw_folder(train=2, val=1)
 
 
 SMALL = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',

@@ -3,7 +3,6 @@
 import random
 import re
 import shutil
-import sys
 import tarfile
 
 import numpy as np
@@ -13,7 +12,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from timm.data import create_transform
 
-from conftest import ROOT, SHARED
+from conftest import SHARED
 from mmtok.classification.images import ImageDataset, make_transform
 from mmtok.classification.sampler import Draw, EpochSampler
 from mmtok.engine.runner import Runner
@@ -25,12 +24,8 @@ TRAIN = dict(input_size=32, is_training=True, auto_augment='rand-m9-mstd0.5-inc1
 
 
 @pytest.fixture(scope='session')
-def drawn_folder(tmp_path_factory):
-    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
-    from scenes import draw_image_folder
-    root = tmp_path_factory.mktemp('folder') / 'data'
-    draw_image_folder(root, train=10, val=3)
-    return root
+def drawn_folder(draw_folder):
+    return draw_folder(train=10, val=3)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import io
 import re
 import shutil
-import sys
 import tarfile
 
 import pytest
@@ -21,12 +20,8 @@ IMAGES = 48
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
-    from scenes import draw_image_folder
-    root = tmp_path_factory.mktemp('folder') / 'data'
-    draw_image_folder(root, train=12, val=3)
-    return root
+def folder(draw_folder):
+    return draw_folder(train=12, val=3)
 
 
 @pytest.fixture(scope='module')

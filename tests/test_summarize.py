@@ -45,11 +45,9 @@ def test_table_picture_and_numbers(runs, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_study_goes_on_where_it_was(tmp_path):
-    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
-    from scenes import draw_image_folder
-    draw_image_folder(tmp_path / 'data', train=20, val=5)
-    env = {**os.environ, 'PYTHON': sys.executable, 'OUT': str(tmp_path / 'out'), 'CIFAR10_ROOT': str(tmp_path / 'data')}
+def test_the_study_goes_on_where_it_was(draw_folder, tmp_path):
+    env = {**os.environ, 'PYTHON': sys.executable, 'OUT': str(tmp_path / 'out'),
+           'CIFAR10_ROOT': str(draw_folder(train=20, val=5))}
     outputs = [subprocess.run([ROOT / 'tools' / 'cifar10_study.sh', '1', '1', '2'], env=env, text=True, check=True,
                               capture_output=True).stdout for _ in range(2)]
     rows = json.loads((tmp_path / 'out' / 'summary.json').read_text())

@@ -1,10 +1,4 @@
 # paper: top-1 81.2
-_base_ = [
-    '../_base_/models/classifier_in1k.py', '../_base_/datasets/imagenet_224.py',
-    '../_base_/schedules/adamw_300e_in1k.py', '../_base_/classifier_runtime.py'
-]
-model = dict(backbone=dict(type='mmtok.PVT', arch='medium', drop_path_rate=0.3))
-train_dataloader = dict(sampler=dict(num_repeats=3))
-optim_wrapper = dict(
-    clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(custom_keys=dict(pos_embed=dict(decay_mult=1.))))  # as its authors
+_base_ = './pvt-s_8xb128-300e_in1k.py'
+model = dict(backbone=dict(arch='medium', drop_path_rate=0.3))
+optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
