@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -207,7 +208,6 @@ WRONG = {
     'fraction': (lambda folder: None, dict(fraction=1.5), r'fraction=1.5 must be'),
     'no reader': (lambda folder: None, dict(name='torch/nothing'), '.* cannot be read as a data set'),
     'reader option': (lambda folder: None, dict(reader=dict(foo=1)), '.* cannot be read as a data set .*foo'),
-    'no package': (lambda folder: None, dict(name='hfds/x'), r'.* (needs a package that is not installed|cannot be)'),
     'stream': (lambda folder: None, dict(name='wds/x'), r"name='wds/x' is read as a stream: use mmtok.ImageStream"),
 }
 
@@ -219,6 +219,13 @@ def test_what_is_wrong_is_said_in_one_sentence(case, folder):
     with pytest.raises((ConfigError, DataError)) as caught:
         ImageDataset(str(folder), 'val', **{'transform': EVAL, **options})
     assert re.match(sentence, str(caught.value)) and '\n' not in str(caught.value)
+
+
+def test_a_reader_without_its_package(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'datasets', None)
+    monkeypatch.delitem(sys.modules, 'timm.data.readers.reader_hfds', raising=False)
+    with pytest.raises(ConfigError, match='needs a package that is not .* pip install datasets'):
+        ImageDataset(str(folder), 'val', EVAL, name='hfds/x')
 
 
 def test_a_compressed_tar_file(tmp_path):
