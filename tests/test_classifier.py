@@ -114,15 +114,28 @@ def test_tar_files_train_as_their_folders(trained, train, folder, tmp_path):
                 tar.add(child, child.name)
     train(tmp_path / 'work', f'train_dataloader.dataset.data_root={tmp_path}/train.tar', root=tmp_path)
     assert results(tmp_path / 'work')['curve'] == results(trained)['curve']
+    with tarfile.open(tmp_path / 'both.tar', 'w') as tar:
+        tar.add(folder, 'data')
+    (tmp_path / 'one').mkdir()
+    train(tmp_path / 'one' / 'work', 'train_cfg.max_epochs=1', root=tmp_path / 'both.tar')
+    assert results(tmp_path / 'one' / 'work')['curve'] == results(trained)['curve'][:1]
 
 
-def test_a_validation_that_was_cut_short_is_made_up_for(trained, train, tmp_path):
+@pytest.mark.parametrize('options', [[], ['default_hooks.checkpoint.save_best=accuracy/top1']], ids=['', 'best'])
+def test_a_validation_that_was_cut_short_is_made_up_for(options, trained, train, tmp_path):
     work_dir = shutil.copytree(trained, tmp_path / 'work')
     found = results(work_dir)
     found['curve'].pop()
     (work_dir / 'results.json').write_text(json.dumps({**found, 'metrics': found['curve'][-1]}))
-    train(work_dir, resume=True)
+    train(work_dir, *options, resume=True)
     assert results(work_dir)['curve'] == results(trained)['curve']
+    assert len(list(work_dir.glob('best_*.pth'))) == len(options)
+
+
+def test_other_settings_than_those_that_are_resumed(trained, train, tmp_path):
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    assert 'was written with other settings' not in train(work_dir, 'train_dataloader.num_workers=2', resume=True)
+    assert 'was written with other settings' in train(work_dir, 'optim_wrapper.optimizer.lr=0.1', resume=True)
 
 
 def test_a_repeated_validation_is_one_point_of_the_curve(trained, train, tmp_path):
@@ -135,11 +148,42 @@ def test_the_hash_knows_the_training_and_not_its_place(trained):
     cfg = Config.fromfile(CONFIG)
     wanted = config_hash(cfg)
     place = ('work_dir', 'randomness.seed', 'train_dataloader.num_workers', 'train_dataloader.dataset.data_root')
-    training = ('optim_wrapper.optimizer.lr', 'model.backbone.arch.depth', 'train_dataloader.batch_size')
+    training = ('optim_wrapper.optimizer.lr', 'model.backbone.arch.depth', 'train_dataloader.batch_size', 'load_from',
+                'model.backbone.init_cfg.checkpoint')
     for key in (*place, *training):
         other = copy.deepcopy(cfg)
         other.merge_from_dict({key: 5})
         assert (config_hash(other) == wanted) == (key in place), key
+
+
+def test_epochs_and_schedule_change_together(folder, fork_mmseg, tmp_path):
+    run = fork_mmseg(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--epochs', '2', '--cfg-options',
+                     'param_scheduler.warmup=0', 'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None',
+                     cwd=tmp_path, env=dict(CIFAR10_ROOT=str(folder)))
+    assert run.returncode == 0, run.stdout[-3000:]
+    rates = [line['lr'] for line in logged_steps(tmp_path / 'work').values()]
+    assert len(rates) == 12 and rates[0] == 2e-3 and rates[-1] < 1e-4
+
+
+def test_weights_alone_to_start_from(trained, train, tmp_path):
+    """Of a model that is trained with averages."""
+    torch.save(weights(trained / 'epoch_4.pth'), tmp_path / 'weights.pth')
+    (tmp_path / 'one').mkdir()
+    output = train(tmp_path / 'one' / 'work', f'load_from={tmp_path}/weights.pth', 'train_cfg.max_epochs=1')
+    assert f'Load checkpoint from {tmp_path}/weights.pth' in output
+
+
+def test_the_rate_is_scaled_by_the_batch_of_a_step(folder, fork_mmseg, tmp_path):
+    run = fork_mmseg(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--auto-scale-lr', '--cfg-options',
+                     'optim_wrapper.accumulative_counts=4', 'param_scheduler.warmup=0', 'train_cfg.max_epochs=1',
+                     cwd=tmp_path, env=dict(CIFAR10_ROOT=str(folder)))
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert logged_steps(tmp_path / 'work')[1]['lr'] == pytest.approx(2e-3 * 4 * 8 / 64)
+
+
+def test_averages_that_the_first_weights_never_leave(train, tmp_path):
+    output = train(tmp_path / 'work', 'train_cfg.max_epochs=1', 'default_hooks.ema.momentum=0.01')
+    assert 'With momentum=0.01 of the averages (default_hooks.ema), 94 % of them' in output
 
 
 def test_a_part_of_the_images_is_listed(train, tmp_path):
@@ -199,6 +243,14 @@ def test_other_classes_than_the_checkpoint_s(trained, test_tool, folder, tmp_pat
     output = test_tool(Path(checkpoint), root=root)
     assert "mmtok: the checkpoint has 4 classes and the test data 3, of which only one has 'checks'" in output
     assert 'Epoch(test)' not in output
+
+
+@pytest.mark.parametrize('size', [0, 300, 100_000])
+def test_a_damaged_checkpoint(size, trained, test_tool, tmp_path):
+    content = (trained / 'epoch_4.pth').read_bytes()
+    (tmp_path / 'half.pth').write_bytes(content[:size])
+    last = test_tool(tmp_path / 'half.pth').strip().splitlines()[-1]
+    assert last.startswith(f"mmtok: checkpoint '{tmp_path}/half.pth' is ")
 
 
 def test_a_checkpoint_of_another_model(trained, test_tool, tmp_path):

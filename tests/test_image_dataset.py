@@ -116,8 +116,18 @@ def test_one_tar_file_of_all_splits(drawn_folder, tmp_path):
     pack(drawn_folder, tmp_path / 'data.tar')
     assert same(batches(drawn_folder), batches(tmp_path / 'data.tar'))
     assert len(ImageDataset(str(tmp_path / 'data.tar'), 'val', EVAL)) == 12
-    with pytest.raises(ConfigError, match=r"data.tar has the split train, val, but not 'test'"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/data.tar has the split train, val, but not 'test'$"):
         ImageDataset(str(tmp_path / 'data.tar'), 'test', EVAL)
+
+
+@pytest.mark.parametrize('split, other', [('train', 'val'), ('val', 'train')])
+def test_classes_that_are_called_like_splits(split, other, folder):
+    """CIFAR-100 has a class `train`; here `data_root` is the folder of a split itself."""
+    (folder / split / 'dots').rename(folder / split / other)
+    (folder / split / 'stripes').rename(folder / split / split)
+    data = ImageDataset(str(folder / split), split, EVAL)
+    assert set(data.metainfo['classes']) == {'blotches', 'checks', 'train', 'val'} and not data.chose_split
+    assert ImageDataset(str(folder), split, EVAL).metainfo == data.metainfo
 
 
 @pytest.mark.parametrize('workers', [1, 3])

@@ -43,13 +43,13 @@ def shards(folder, tmp_path_factory):
     return root
 
 
-def stream(shards, split='train-{0000..0003}.tar|48', transform=TRAIN, workers=1, **options):
+def stream(shards, split='train-{0000..0003}.tar|48', transform=TRAIN, workers=1, seed=0, **options):
     cfg = dict(
         batch_size=8, num_workers=workers, persistent_workers=workers > 0, sampler=None,
         collate_fn=dict(type='default_collate'),
         dataset=dict(type='mmtok.ImageStream', name='wds/', data_root=str(shards), split=split, transform=transform,
-                     batch_size=8, num_workers=workers, **options))
-    return Runner.build_dataloader(cfg, 0)
+                     **options))
+    return Runner.build_dataloader(cfg, seed)
 
 
 def epoch(loader, number):
@@ -71,15 +71,47 @@ def test_evaluation_reads_every_image_once(shards, folder):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_training_shuffles_by_epoch_and_seed(shards, workers):
     torch.manual_seed(3)  # data workers are seeded from it
-    loader = stream(shards, workers=workers)
+    transform = {**TRAIN, 'no_aug': True}
+    loader = stream(shards, workers=workers, transform=transform)
     first, second = epoch(loader, 0), epoch(loader, 1)
     assert len(loader) == len(first) == len(second) == IMAGES // 8
     assert not same(first, second)
     assert sorted(torch.cat([labels for _, labels in first]).tolist()) == sorted(12 * [0, 1, 2, 3])
     torch.manual_seed(3)
-    again = epoch(stream(shards, workers=workers), 0)
-    order = [labels.tolist() for _, labels in first]
-    assert [labels.tolist() for _, labels in again] == order
+    assert same(first, epoch(stream(shards, workers=workers, transform=transform), 0))
+    torch.manual_seed(3)
+    assert not same(first, epoch(stream(shards, workers=workers, transform=transform, seed=1), 0))
+
+
+@pytest.mark.parametrize('workers', [0, 3])
+def test_an_epoch_has_as_many_batches_as_it_says(workers, shards):
+    training, evaluation = stream(shards, workers=workers), stream(shards, transform=EVAL, workers=workers)
+    assert len(list(training)) == len(training)
+    assert len(evaluation.dataset) == sum(len(labels) for _, labels in evaluation) == IMAGES
+
+
+def test_more_data_workers_than_shards(shards):
+    with pytest.raises(ConfigError, match='4 shards cannot be shared by 5 data workers of all processes: set'):
+        stream(shards, workers=5)
+    assert sum(len(labels) for _, labels in stream(shards, transform=EVAL, workers=5)) == IMAGES
+
+
+@pytest.mark.parametrize('shard', [4, 1])
+def test_two_processes_evaluate_every_image_once(shard, shards, monkeypatch):
+    """Whether there are enough shards for all of them or not."""
+    monkeypatch.setattr('torch.distributed.is_initialized', lambda: True)
+    monkeypatch.setattr('torch.distributed.get_world_size', lambda *_: 2)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr('torch.distributed.get_rank', lambda *_, rank=rank: rank)
+        split = f'train-{{0000..{shard - 1:04d}}}.tar|{12 * shard}'
+        data = ImageStream('wds/', str(shards), split, EVAL)
+        data.follow(8, 0, 0)
+        assert len(data) == 12 * shard
+        seen.append([image for image, _ in data])
+    images = torch.stack(seen[0] + seen[1])
+    assert len(images) == len(images.unique(dim=0)) == 12 * shard
+    assert bool(seen[1]) == (shard > 1)
 
 
 def test_a_training_by_the_tool(shards, fork_mmseg, tmp_path):
@@ -110,7 +142,7 @@ def stream_config(path, shards, train='train-{0000..0003}.tar|48', val='val-0000
     path.write_text(f"""_base_ = {str(ROOT / 'tests' / 'configs' / 'classifier_tiny.py')!r}
 train_dataloader = dict(sampler=None, drop_last=False, dataset=dict(
     _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r},
-    split={train!r}, transform=dict(input_size=32, is_training=True), batch_size=8))
+    split={train!r}, transform=dict(input_size=32, is_training=True)))
 val_dataloader = dict(dataset=dict(
     _delete_=True, type='mmtok.ImageStream', name='wds/', data_root={str(shards)!r}, split={val!r},
     transform=dict(input_size=32, crop_pct=1.0)), sampler=None)
@@ -134,14 +166,15 @@ def test_images_that_cannot_be_read(spoilt, sentence, shards, fork_mmseg, tmp_pa
     assert run.returncode != 0 and f'mmtok: {sentence}' in run.stdout and 'Traceback' not in run.stdout
 
 
-def test_a_data_set_of_hugging_face(folder, tmp_path):
+def test_a_data_set_of_hugging_face(folder, fork_mmseg, tmp_path):
     datasets = pytest.importorskip('datasets')
     plain = ImageDataset(str(folder), 'val', EVAL)
     names = list(plain.metainfo['classes'])
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
     rows = dict(image=[plain.filename(i) for i in range(12)], label=[plain[i][1] for i in range(12)])
     (tmp_path / 'set').mkdir()
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'set' / 'train.parquet')
+    for split in ('train', 'validation'):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'set' / f'{split}.parquet')
     theirs = ImageDataset(str(tmp_path / 'cache'), 'train', EVAL, name=f'hfds/{tmp_path}/set')
     assert theirs.metainfo['classes'] == plain.metainfo['classes'] and len(theirs) == 12
     assert all(torch.equal(theirs[i][0], plain[i][0]) and theirs[i][1] == plain[i][1] for i in range(12))
@@ -152,3 +185,9 @@ def test_a_data_set_of_hugging_face(folder, tmp_path):
     images, labels = (torch.cat(part) for part in zip(*stream, strict=True))
     assert torch.equal(images, torch.stack([plain[i][0] for i in range(12)]))
     assert labels.tolist() == rows['label']
+    run = fork_mmseg(
+        ROOT / 'tools' / 'train_classifier.py', ROOT / 'tests' / 'configs' / 'classifier_tiny.py', '--work-dir',
+        tmp_path / 'work', '--epochs', '1', '--cfg-options', *(
+            f'{loader}_dataloader.dataset.{option}' for loader, split in (('train', 'train'), ('val', 'validation'))
+            for option in (f'name=hfds/{tmp_path}/set', f'data_root={tmp_path}/cache', f'split={split}')), cwd=tmp_path)
+    assert run.returncode == 0 and 'accuracy/top1' in run.stdout, run.stdout[-3000:]

@@ -171,6 +171,76 @@ def test_the_positions_of_pvt_decay_as_its_authors():
     assert found['pos_embed'] == 0.05 and found['cls_token'] == found['bias'] == 0.0
 
 
+# Learning rate, decay, drop path, gradient norm, decay of averages, repeats, warm-up, batch of all processes, crop to
+# evaluate, interpolation, epochs: arguments of the authors' scripts, or their defaults
+AUTHORS = {
+    'deit-s': (1e-3, 0.05, 0.1, None, 0.99996, 3, 5, 1024, 0.875, 'bicubic', 300),
+    'deit-b': (1e-3, 0.05, 0.1, None, 0.99996, 3, 5, 1024, 0.875, 'bicubic', 300),
+    't2t-vit-14': (5e-4, 0.05, 0.1, None, 0.99996, 1, 10, 512, 0.9, 'random', 310),
+    't2t-vit-19': (5e-4, 0.065, 0.1, None, 0.99996, 1, 10, 512, 0.9, 'random', 310),
+    'pvt-s': (1e-3, 0.05, 0.1, None, None, 3, 5, 1024, 0.875, 'bicubic', 300),
+    'pvt-m': (1e-3, 0.05, 0.3, 1.0, None, 3, 5, 1024, 0.875, 'bicubic', 300),
+    'pvtv2-b2': (1e-3, 0.05, 0.1, None, None, 3, 5, 1024, 0.875, 'bicubic', 300),
+    'swin-t': (1e-3, 0.05, 0.2, 5.0, None, 1, 20, 1024, 0.875, 'bicubic', 300),
+    'swin-s': (1e-3, 0.05, 0.3, 5.0, None, 1, 20, 1024, 0.875, 'bicubic', 300)}
+
+
+def recipe_of(cfg) -> tuple:
+    optimizer, data = cfg.optim_wrapper.optimizer, cfg.train_dataloader
+    averages = cfg.default_hooks.get('ema')
+    return (optimizer.lr, optimizer.weight_decay, cfg.model.backbone.drop_path_rate,
+            (cfg.optim_wrapper.get('clip_grad') or {}).get('max_norm'),
+            averages and round(1 - averages.momentum, 8), data.sampler.get('num_repeats', 1),
+            cfg.param_scheduler.warmup, cfg.auto_scale_lr.base_batch_size,
+            cfg.val_dataloader.dataset.transform.crop_pct, data.dataset.transform.interpolation,
+            cfg.train_cfg.max_epochs)
+
+
+@pytest.mark.parametrize('trunk', AUTHORS)
+@pytest.mark.parametrize('variant', ['', '_moto', '_tokenprop', '_moto-tokenprop'])
+def test_the_recipe_is_that_of_the_authors(trunk, variant):
+    path, = (ROOT / 'configs' / 'imagenet').glob(f'{trunk}{variant}_8xb*-3[01]0e_in1k.py')
+    cfg = Config.fromfile(path)
+    assert recipe_of(cfg) == AUTHORS[trunk]
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW' and cfg.param_scheduler.warmup_lr == 1e-6
+    assert cfg.param_scheduler.min_lr == 1e-5 and cfg.param_scheduler.epochs == 300
+    assert cfg.param_scheduler.get('warmup_prefix', False) == trunk.startswith('swin')
+
+
+def test_the_recipes_beside_them():
+    """SGD, linear probes and parts of the images."""
+    def load(name):
+        return Config.fromfile(ROOT / 'configs' / 'imagenet' / f'deit-{name}_in1k.py')
+    for variant in ('', '_tokenprop', '_frozen'):
+        cfg = load(f's{variant}_sgd_8xb128-300e')
+        assert recipe_of(cfg) == (1.0, 1e-4, *AUTHORS['deit-s'][2:]) and cfg.param_scheduler.min_lr == 1e-3
+        assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=1.0, momentum=0.9, weight_decay=1e-4)
+    for name in ('s', 's_frozen', 'b'):  # MoCo v3's main_lincls.py: 3 for 256 images, and no decay
+        cfg = load(f'{name}_linear_8xb128-90e')
+        assert recipe_of(cfg) == (12.0, 0.0, 0.0, None, None, 1, 0, 1024, 0.875, 'bicubic', 90)
+        assert cfg.param_scheduler.epochs == 90 and cfg.param_scheduler.min_lr == 0 and not cfg.model.label_smoothing
+        assert cfg.model.backbone.frozen_stages == 12 and cfg.model.data_preprocessor.mixup is None
+
+
+@pytest.mark.parametrize('percent', [50, 40, 20, 10])
+@pytest.mark.parametrize('variant', ['', '_moto-tokenprop'])
+def test_averages_of_fewer_images_span_the_same_share_of_a_training(variant, percent):
+    whole, part = (Config.fromfile(ROOT / 'configs' / 'imagenet' / f'deit-s{variant}_8xb128-{rest}.py')
+                   for rest in ('300e_in1k', f'100e_in1k-{percent}pct'))
+    steps = 100 * percent / 100 / 300
+    assert part.default_hooks.ema.momentum * steps == pytest.approx(whole.default_hooks.ema.momentum)
+    assert recipe_of(part)[:4] == recipe_of(whole)[:4] and part.param_scheduler.epochs == 100
+    assert part.train_dataloader.dataset.fraction == percent / 100
+
+
+def test_the_head_of_a_pretrained_model_is_loaded(tmp_path):
+    model = small()
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    again = small(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'model.pth')))
+    again.init_weights()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_accuracy_counts():
     metric = Accuracy(topk=(1, 2))
     scores = torch.tensor([[3., 1, 2], [1., 3, 2], [1., 2, 3], [2., 2, 2]])

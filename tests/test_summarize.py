@@ -1,9 +1,10 @@
 """`tools/summarize.py`: a table and a picture of several trainings."""
 
 import json
-import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -46,14 +47,15 @@ def test_table_picture_and_numbers(runs, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_study_goes_on_where_it_was(draw_folder, tmp_path):
-    env = {**os.environ, 'PYTHON': sys.executable, 'OUT': str(tmp_path / 'out'),
-           'CIFAR10_ROOT': str(draw_folder(train=20, val=5))}
-    outputs = [subprocess.run([ROOT / 'tools' / 'cifar10_study.sh', '1', '1', '2'], env=env, text=True, check=True,
-                              capture_output=True).stdout for _ in range(2)]
+    command = [sys.executable, ROOT / 'tools' / 'cifar10_study.py', '--seeds', '1', '--jobs', '2', '--out',
+               tmp_path / 'out', '--data', draw_folder(train=20, val=5), '--epochs']
+    outputs = [subprocess.run([*command, '1'], text=True, check=True, capture_output=True).stdout for _ in range(2)]
     rows = json.loads((tmp_path / 'out' / 'summary.json').read_text())
     assert len(rows) == 8 and all(row['epochs'] == row['accuracy/top1']['n'] == 1 for row in rows)
     assert outputs[0].count('-seed0') == 8 and '-seed0' not in outputs[1]
     assert Image.open(tmp_path / 'out' / 'curves.png').size == (800, 500)
+    run = subprocess.run([*command, '2'], text=True, capture_output=True)
+    assert run.returncode and re.search('^mmtok: .*-seed0 holds a training with other settings', run.stderr, re.M)
 
 
 def test_what_does_not_belong_together(runs, tmp_path):
@@ -68,6 +70,10 @@ def test_what_does_not_belong_together(runs, tmp_path):
         read(write(tmp_path / 'g', 'plain', 4, [1, 2], epochs=9))
     with pytest.raises(DataError, match='holds no results.json: a training writes it after its first validation'):
         read(str(tmp_path))
-    (tmp_path / 'results.json').write_text('{"a": 1}')
-    with pytest.raises(DataError, match='is no results.json of tools/train_classifier.py'):
-        read(str(tmp_path / 'results.json'))
+    for i, key in enumerate(('config_hash', 'seed', 'processes', 'curve', 'metrics')):
+        path = Path(write(tmp_path / f'h{i}', 'plain', 5, [1, 2])) / 'results.json'
+        found = json.loads(path.read_text())
+        del found[key]
+        path.write_text(json.dumps(found))
+        with pytest.raises(DataError, match='is no results.json of tools/train_classifier.py'):
+            read(str(path))

@@ -24,7 +24,8 @@ def read(path: str) -> dict:
     try:
         found = json.loads(file.read_text())
         done, wanted = found['metrics']['epoch'], found['epochs']
-        found['curve'], found['config']
+        found['metrics'][METRICS[0]], [line[METRICS[0]] for line in found['curve']]
+        [found[key] for key in ('config', 'config_hash', 'seed', 'processes')]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file} is no results.json of tools/train_classifier.py ({error!r})') from error
     if done != wanted:

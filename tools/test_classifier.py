@@ -10,8 +10,9 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
+from mmtok.checkpoint.reading import read_checkpoint
 from mmtok.classification.checks import CheckedCheckpoint
-from mmtok.errors import StorageError
+from mmtok.errors import ConfigError, StorageError
 from train_classifier import load_config
 
 
@@ -26,8 +27,12 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args)
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        raise StorageError(f'the checkpoint {args.checkpoint!r} is not there')
+    if '://' not in args.checkpoint:
+        if not Path(args.checkpoint).is_file():
+            raise StorageError(f'the checkpoint {args.checkpoint!r} is not there')
+        if args.checkpoint.endswith('.safetensors'):
+            raise ConfigError(f'{args.checkpoint} holds tensors alone: test the .pth file that it was made from')
+        read_checkpoint(args.checkpoint, weights_only=False)  # says in a sentence that it is damaged
     cfg.load_from = args.checkpoint
     cfg.model.backbone.init_cfg = None  # the checkpoint has it all
     runner = RUNNERS.build(cfg)

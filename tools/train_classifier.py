@@ -12,15 +12,17 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 
-from mmtok.errors import ConfigError
+from mmtok.errors import ConfigError, check_positive_int
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG')
     parser.add_argument('--work-dir', help="where logs, checkpoints and results.json go; work_dirs/CONFIG's name")
     parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
                         help='go on from this checkpoint, without a name from the last one in the work directory')
+    parser.add_argument('--epochs', type=int,
+                        help='train for so many, and fit the schedule of the learning rate to them')
     parser.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate by the batch of all processes over the recipe's")
@@ -28,7 +30,7 @@ def parse_args() -> argparse.Namespace:
                         help='change settings of the config, such as train_dataloader.batch_size=64')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -41,6 +43,12 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    if getattr(args, 'epochs', None) is not None:
+        check_positive_int('--epochs', args.epochs)
+        if not isinstance(cfg.param_scheduler, dict) or 'epochs' not in cfg.param_scheduler:
+            raise ConfigError('--epochs fits the schedule mmtok.CosineLR alone: change train_cfg.max_epochs and '
+                              f'param_scheduler of {args.config} together')
+        cfg.merge_from_dict({'train_cfg.max_epochs': args.epochs, 'param_scheduler.epochs': args.epochs})
     if args.work_dir is not None or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or os.path.join('work_dirs', Path(args.config).stem)
     return cfg

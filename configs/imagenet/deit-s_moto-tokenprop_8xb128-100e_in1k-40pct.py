@@ -1,6 +1,4 @@
 # paper: top-1 73.2; it does not name the trunk
-_base_ = './deit-s_moto-tokenprop_8xb128-300e_in1k.py'
-epochs = 100
+_base_ = './deit-s_moto-tokenprop_8xb128-100e_in1k-50pct.py'
 train_dataloader = dict(dataset=dict(fraction=0.4))
-param_scheduler = dict(epochs=epochs)
-train_cfg = dict(max_epochs=epochs)
+default_hooks = dict(ema=dict(momentum=0.0003))  # the fewer the steps, the more

@@ -1,4 +1,4 @@
 # paper: top-1 78.9; it does not give SGD's learning rate and decay, these are ours
-_base_ = './deit-s_tokenprop_8xb128-300e_in1k.py'
-optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=1.0, momentum=0.9, weight_decay=1e-4))
-param_scheduler = dict(min_lr=1e-3)
+_base_ = './deit-s_sgd_8xb128-300e_in1k.py'
+model = dict(backbone=dict(token_prop=dict()))
+custom_hooks = [dict(type='mmtok.TokenPropHook')]

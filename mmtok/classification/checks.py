@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from ..engine.preflight import check_classes
 from ..errors import ConfigError
+from .images import ImageDataset
 
 
 def classes_of(data) -> list[str]:
@@ -24,11 +25,11 @@ def check_same_classes(data, val_loop) -> None:
     if val_loop is None:
         return
     other = val_loop.dataloader.dataset
-    root, split = getattr(data, 'root', None), getattr(data, 'split', None)
-    if root and root == getattr(other, 'root', None) and split != other.split:
-        raise ConfigError(f'{root} has no folders {split!r} and {other.split!r}, so that training and validation would '
-                          'read the same images: data_root is the folder that holds those of the splits; to validate '
-                          'on the training images, give both the same split')
+    if (isinstance(data, ImageDataset) and isinstance(other, ImageDataset) and data.root == other.root
+            and data.split != other.split and not (data.chose_split or other.chose_split)):
+        raise ConfigError(f'{data.root} has no folders {data.split!r} and {other.split!r}, so that training and '
+                          'validation would read the same images: data_root is the folder that holds those of the '
+                          'splits; to validate on the training images, give both the same split')
     compare_classes(classes_of(data), 'training', classes_of(other), 'validation')
 
 

@@ -43,10 +43,10 @@ class ImageClassifier(BaseModel):
         self.head = nn.Linear(self.backbone.out_channels[-1], num_classes)
 
     def init_weights(self) -> None:
-        """The backbone's, and timm's start of a head."""
-        super().init_weights()
+        """timm's start of a head, and the backbone's."""
         trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        super().init_weights()  # last: an init_cfg of the whole model has a head too
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'):
         """Normalised images (B,3,H,W) -> scores, losses or predictions.

@@ -29,6 +29,16 @@ class EMAHook(MMEngineEMAHook):
 
     has_averages = True
 
+    def before_train(self, runner: Runner) -> None:
+        """mmengine's; warns of averages that the first weights will never leave."""
+        super().before_train(runner)
+        momentum = getattr(self.ema_model, 'momentum', 1)  # averages of another kind have none
+        left = (1 - momentum) ** (runner.max_iters // getattr(runner.optim_wrapper, '_accumulative_counts', 1))
+        if left > 0.01:
+            runner.logger.warning(f'With momentum={momentum} of the averages (default_hooks.ema), {100 * left:.0f} % '
+                                  'of them will still be the first weights after this training, whose checkpoints '
+                                  'hold the averages as their model: raise it, or leave the hook out.')
+
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """mmengine's, after steps of the optimizer only: `accumulative_counts` iterations are one."""
         if runner.optim_wrapper.should_update():
@@ -44,6 +54,10 @@ class EMAHook(MMEngineEMAHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """mmengine's; to be tested, weights and averages are taken as if to resume."""
+        if 'state_dict' not in checkpoint:  # weights alone
+            weights = dict(checkpoint)
+            checkpoint.clear()
+            checkpoint['state_dict'] = weights
         resume, tested = runner._resume, runner._train_loop is None or isinstance(runner._train_loop, dict)
         self.has_averages = not tested or 'ema_state_dict' in checkpoint
         if not self.has_averages:

@@ -36,14 +36,16 @@ class ImageDataset(Dataset):
         transform: Options of timm's `create_transform`, such as `input_size`, `is_training`, `auto_augment`.
             Normalisation, and the random erasing that follows it, are `mmtok.ImagePreprocessor`'s part.
         name: Empty for folders and tar files; 'hfds/NAME' for a data set of Hugging Face, kept on disk.
-        class_map: Text file with a class a line, in order; without it, classes are numbered in the order of their
-            names.
+        class_map: Text file with a class a line, in order; without it, classes are numbered in timm's natural order
+            of their names, in which '2' comes before '10' (in torchvision's, after it).
         fraction: Share of the images of each class that is used, at least one of each.
         fraction_seed: Which ones; smaller fractions of one seed are part of larger ones.
         reader: More options of timm's `create_dataset`.
 
     Attributes:
         metainfo: The `classes`, by index.
+        root: Folder, tar file or cache that is read.
+        chose_split: Whether `split` decided what is read; not where `data_root` is the folder of one split itself.
 
     Raises:
         ConfigError: When nothing, or too little, is found.
@@ -56,11 +58,12 @@ class ImageDataset(Dataset):
         if name.startswith(STREAMS):
             raise ConfigError(f'name={name!r} is read as a stream: use mmtok.ImageStream for it')
         self.split, self.root = split, find_split(data_root, split) if not name else data_root
+        self.chose_split = bool(name) or self.root != str(Path(data_root))
         with explained_reader(self.root):
             self.reader = create_dataset(name, self.root, split, search_split=False, class_map=class_map or None,
                                          **(reader or {})).reader
-            if hasattr(self.reader, 'targets'):
-                take_split(self.reader, self.root, split)
+        if hasattr(self.reader, 'targets'):
+            self.chose_split |= take_split(self.reader, self.root, split)
         self.metainfo = dict(classes=tuple(self.find_classes(in_folders=not name)))
         self.indices = self.take(fraction, fraction_seed)
         self.skipped = SkippedFiles(len(self))
@@ -191,6 +194,8 @@ def find_split(data_root: str, split: str) -> str:
     """
     root = Path(data_root)
     for name in names_of(split):
+        if root.name in names_of(split) and (root / name).is_dir() and not has_folders(root / name):
+            continue  # a class of this name, in the folder of the split itself
         for place in (root / name, root / f'{name}.tar'):
             if place.exists():
                 return str(place)
@@ -200,21 +205,30 @@ def find_split(data_root: str, split: str) -> str:
     if not root.exists():
         raise ConfigError(f'data_root={data_root!r} is not there: put the images there, or name another folder')
     other = [name for name in SPLITS if (root / name).is_dir()]
-    if other:
+    if other and root.name not in names_of(split):
         raise ConfigError(f'{data_root} has the split {", ".join(other)}, but not {split!r}')
     return str(root)
 
 
-def take_split(reader, root: str, split: str) -> None:
-    """Leaves a timm reader of tar files those below the folder of the split, if they lie in folders of splits."""
+def has_folders(path: Path) -> bool:
+    return any(child.is_dir() for child in path.iterdir())
+
+
+def take_split(reader, root: str, split: str) -> bool:
+    """Leaves a timm reader of tar files those below the folder of the split, if they lie in folders of splits.
+
+    Returns:
+        Whether they do.
+    """
     folders = [set(sample[0].path.split('/')[:-2]) for sample in reader.samples]  # above the folder of the class
     held = set(SPLITS).intersection(set().union(*folders))
     if not held or root.endswith(tuple(f'{name}.tar' for name in names_of(split))):
-        return
+        return False
     mine = [any(name in above for name in names_of(split)) for above in folders]
     if not any(mine):
         raise ConfigError(f'{root} has the split {", ".join(sorted(held))}, but not {split!r}')
     reader.samples, reader.targets = reader.samples[mine], reader.targets[mine]
+    return True
 
 
 def empty_folders(root: str) -> Iterator[str]:

@@ -5,10 +5,13 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -19,10 +22,11 @@ from .checks import check_same_classes
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
 RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
-# Where and how fast a config trains, and what it writes, but not what it trains
-NO_PART_OF_HASH = ('work_dir', 'resume', 'load_from', 'randomness', 'launcher', 'vis_backends', 'visualizer',
-                   'log_level', 'log_processor', 'logger', 'checkpoint', 'timer', 'data_root', 'num_workers',
-                   'persistent_workers', 'pin_memory', 'prefetch_factor')
+# Where and how fast a config trains, and what it writes, but not what it trains: patterns of paths in the config
+NO_PART_OF_HASH = ('work_dir', 'resume', 'launcher', 'randomness.seed', 'vis_backends*', 'visualizer*', 'log_level',
+                   'log_processor*', 'default_hooks.logger*', 'default_hooks.checkpoint*', 'default_hooks.timer*',
+                   'data_root', '*.data_root', '*_dataloader.num_workers', '*_dataloader.persistent_workers',
+                   '*_dataloader.pin_memory', '*_dataloader.prefetch_factor')
 
 
 @HOOKS.register_module()
@@ -34,10 +38,19 @@ class ResultsHook(Hook):
     goes on with the curve, and makes up for a validation that was cut short.
     """
 
-    priority = 'LOW'  # after the metrics are logged
+    priority = 'LOWEST'  # after the metrics are logged, and after CheckpointHook, which saves the best of a validation
 
     def __init__(self):
         self.curve, self.seconds, self.started = [], [], None
+
+    def before_run(self, runner: Runner) -> None:
+        path = Path(runner.work_dir) / RESULTS
+        if runner._resume and path.is_file():
+            known = json.loads(path.read_text())
+            self.curve = known['curve']
+            if known['config_hash'] != config_hash(runner.cfg):
+                runner.logger.warning(f'{path} was written with other settings than these: it goes on as if they had '
+                                      'been the same.')
 
     def before_train(self, runner: Runner) -> None:
         data = runner.train_loop.dataloader.dataset
@@ -45,12 +58,9 @@ class ResultsHook(Hook):
         if is_main_process() and getattr(data, 'indices', None) is not None:
             names = '\n'.join(data.filename(i) for i in range(len(data)))
             write_whole(str(Path(runner.work_dir) / TRAIN_LIST), f'{names}\n'.encode())
-        path = Path(runner.work_dir) / RESULTS
-        if runner._resume and path.is_file():
-            known = json.loads(path.read_text())
-            self.curve = [line for line in known['curve'] if line['epoch'] <= runner.epoch]
+        self.curve = [line for line in self.curve if line['epoch'] <= runner.epoch]
         if runner._resume and runner.val_loop is not None and self.lacks_validation(runner):
-            runner.logger.info(f'{path} lacks the validation of epoch {runner.epoch}: it is made up for now.')
+            runner.logger.info(f'{RESULTS} lacks the validation of epoch {runner.epoch}: it is made up for now.')
             runner.val_loop.run()
 
     def lacks_validation(self, runner: Runner) -> bool:
@@ -88,13 +98,23 @@ class ResultsHook(Hook):
             images_per_second=speed and round(speed, 1), metrics=self.curve[-1], curve=self.curve)
 
 
-def config_hash(cfg) -> str:
+def config_hash(cfg: Config) -> str:
     """Of all that a config says but the seed, where it reads and writes, and how many data workers it has."""
-    def plain(node):
-        if isinstance(node, dict):
-            return {key: plain(value) for key, value in node.items() if key not in NO_PART_OF_HASH}
-        return [plain(value) for value in node] if isinstance(node, (list, tuple)) else node
-    return hashlib.sha256(json.dumps(plain(cfg.to_dict()), sort_keys=True, default=str).encode()).hexdigest()[:12]
+    said = dict(settings(cfg.to_dict()))
+    if cfg.get('resume') or cfg.get('load_from') is None:  # then it is the training's own checkpoint, or none
+        said.pop('load_from', None)
+    counts = {path: value for path, value in said.items()
+              if not any(fnmatch(path, pattern) for pattern in NO_PART_OF_HASH)}
+    return hashlib.sha256(json.dumps(counts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def settings(node, path: str = '') -> Iterator[tuple[str, object]]:
+    """(path, value) of each value in nested dicts and lists, such as ('model.backbone.arch', 'small')."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    if not children or not node:
+        yield path, node
+    for key, child in children:
+        yield from settings(child, f'{path}.{key}' if path else str(key))
 
 
 def versions() -> dict[str, str]:

@@ -19,8 +19,11 @@ EXTRAS = {'wds/': 'webdataset', 'hfids/': 'datasets', 'tfds/': 'tensorflow_datas
 class ImageStream(IterableDataset):
     """A data set in shards, for images that have outgrown one disk. Its dataloader has `sampler=None`.
 
-    timm's readers shuffle shards and images, share them among processes and data workers, and repeat an epoch's order
-    for a seed; what an image's augmentation draws depends on the data worker.
+    timm's readers shuffle shards and images, and share shards among processes and data workers. In training each
+    worker gives as many images as any other, whole batches of them, and begins its shards again where they are fewer.
+    To be evaluated, each image is read once, by one worker. The order of the shards follows from seed and epoch; that
+    of the images, and what their augmentation draws, depend on the data worker and on what it has read before.
+    `mmtok.Runner` tells the reader the dataloader's batch size, workers and seed (`follow`).
 
     Args:
         name: 'wds/' (webdataset; `data_root` holds the shards, `split` names them, as in
@@ -28,7 +31,6 @@ class ImageStream(IterableDataset):
         data_root: Folder of the shards or of the cache.
         split: Of the reader.
         transform: Options of timm's `create_transform`; `is_training` makes the reader shuffle too.
-        batch_size, num_workers, seed: Those of the dataloader, from which the reader counts its steps.
         reader: More options of timm's `create_dataset`, such as `num_samples`.
 
     Raises:
@@ -37,23 +39,23 @@ class ImageStream(IterableDataset):
     """
 
     def __init__(self, name: str, data_root: str | None, split: str, transform: dict | None = None,
-                 batch_size: int = 1, num_workers: int = 1, seed: int = 42, reader: dict | None = None):
+                 reader: dict | None = None):
         kind = next((kind for kind in STREAMS if name.startswith(kind)), None)
         if kind is None:
             raise ConfigError(f'name={name!r} is no stream; mmtok.ImageStream takes {", ".join(STREAMS)}, '
                               'mmtok.ImageDataset the others')
         transform = transform or {}
+        self.is_training = transform.get('is_training', False)
         try:
-            self.images = create_dataset(
-                name, data_root, split, is_training=transform.get('is_training', False), batch_size=batch_size,
-                seed=seed, **(reader or {}))
+            self.images = create_dataset(name, data_root, split, is_training=self.is_training, **(reader or {}))
         except (RuntimeError, ImportError, AttributeError, OSError, ValueError) as error:
             text = ' '.join(str(error).split())
             raise ConfigError(f'{name} with data_root={data_root!r} and split={split!r} cannot be read ({text}); it '
                               f'needs the package {EXTRAS[kind]}') from error
-        reader = self.images.reader
+        reader, self.shards = self.images.reader, 0
         if kind == 'wds/':
             shards = reader.split_info.filenames
+            self.shards = len(shards)
             lost = [path for path in (Path(data_root) / name for name in shards if ':' not in name)
                     if not path.is_file()]
             if lost:
@@ -63,6 +65,19 @@ class ImageStream(IterableDataset):
             raise ConfigError(f"split={split!r} does not tell its number of images: write it behind the shards, as in "
                               "'train-{0000..0099}.tar|100000', or set reader=dict(num_samples=...)")
         self.images.transform = make_transform(transform)
+
+    def follow(self, batch_size: int, num_workers: int, seed: int) -> None:
+        """Count steps, and shuffle, as the dataloader does.
+
+        Raises:
+            ConfigError: When a data worker would have nothing to train on.
+        """
+        reader = self.images.reader
+        readers = max(1, num_workers) * reader.dist_num_replicas
+        if self.is_training and self.shards and self.shards < readers:
+            raise ConfigError(f'{self.shards} shards cannot be shared by {readers} data workers of all processes: set '
+                              'train_dataloader.num_workers to less, or write more shards')
+        reader.batch_size, reader.common_seed, reader.worker_seed = batch_size, seed, seed
         self.images.set_loader_cfg(num_workers=num_workers)
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,9 +85,14 @@ class ImageStream(IterableDataset):
         self.images.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.images)
+        """Images that this process trains on in an epoch; of an evaluation, those of all processes."""
+        return len(self.images) if self.is_training else self.images.reader.num_samples or 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        reader = self.images.reader
+        if not self.is_training and reader.ds is None:
+            reader._lazy_init()  # shares the shards among processes and workers
+            reader.dist_num_replicas = 1  # or it would repeat some to give each process as many
         return iter(self.images)
 
 

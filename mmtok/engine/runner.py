@@ -15,6 +15,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, find_latest_checkpoint
 from mmengine.runner import Runner as MMEngineRunner
 from torch.utils.data import DataLoader
@@ -95,20 +96,33 @@ class Runner(MMEngineRunner):
             return dataloader
         with explained_data(dataloader.get('dataset')):
             loader = MMEngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
+            if hasattr(loader.dataset, 'follow'):  # a stream, which counts its own steps
+                loader.dataset.follow(loader.batch_size, loader.num_workers, seed or 0)
             check_samples(loader.dataset, skip_undecodable)
         return loader
 
     def build_train_loop(self, loop):
         """mmengine's, with data that skip what cannot be decoded, and a check that the heads know their classes."""
+        cfg = self._train_dataloader
         self._train_dataloader = self.build_dataloader(
-            self._train_dataloader, self.seed, self._randomness_cfg.get('diff_rank_seed', False), skip_undecodable=True)
+            cfg, self.seed, self._randomness_cfg.get('diff_rank_seed', False), skip_undecodable=True)
         loop = super().build_train_loop(loop)
+        self._train_dataloader = cfg  # whose batch_size scale_lr reads; a loader with a batch sampler says None
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
             raise ConfigError(f'{len(loop.dataloader.dataset)} training images are not one batch for each of '
                               f'{self.world_size} processes: set train_dataloader.batch_size to less, or '
                               'train_dataloader.drop_last=False')
         check_classes(self.cfg, getattr(loop.dataloader.dataset, 'metainfo', {}))
         return loop
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """mmengine's, and times `accumulative_counts`, whose batches are one step together."""
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+        counts = getattr(optim_wrapper, '_accumulative_counts', 1)
+        if auto_scale_lr and auto_scale_lr.get('enable') and counts > 1:
+            self.logger.info(f'A step takes {counts} batches (accumulative_counts): the LR is scaled by {counts} too.')
+            for group in optim_wrapper.optimizer.param_groups:
+                group['lr'] *= counts
 
     def train(self):
         """mmengine's, after the checks."""
