@@ -76,6 +76,8 @@ train_cfg = dict(max_epochs=1)
     text = next(text for _, text in log if text.startswith('Loaded '))
     loaded, trunk = re.search(r'(\d+) of (\d+) trunk tensors, 0 resized, 0 missing', text).groups()
     assert loaded == trunk and int(trunk) > 30
+    held, tokenizer = re.search(r'; (\d+) of (\d+) tokenizer tensors; ', text).groups()
+    assert held == tokenizer and int(tokenizer) > 5
     assert 'tokenizer' not in text.split('as initialised beside the trunk: ')[1]
     assert not [line for level, line in log if level == 'WARNING' and 'tokenizer' in line]
 

@@ -186,6 +186,28 @@ def test_averages_that_the_first_weights_never_leave(train, tmp_path):
     assert 'With momentum=0.01 of the averages (default_hooks.ema), 94 % of them' in output
 
 
+@pytest.mark.parametrize('option, sentence', [
+    ('model.num_classes=5', 'is not of this model: 2 tensors have another shape, such as .head.weight.; go on'),
+    ('model.backbone.arch.depth=3', r"is not of this model: \d+ tensors of the model are not in it, such as 'backbone"),
+    ('train_dataloader.batch_size=4', 'the 4 epochs of the checkpoint had 24 iterations, and now each has 12: go on'),
+    ('train_cfg.max_epochs=4', 'Epoch 4 of 4 is done: nothing is left to train')])
+def test_what_cannot_be_resumed(option, sentence, trained, train, tmp_path):
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    output = train(work_dir, option, resume=True, fails='max_epochs' not in option)
+    assert re.search(sentence, output) and 'Traceback' not in output and 'Epoch(train)' not in output
+
+
+def test_what_a_config_may_mean(train, tmp_path):
+    (tmp_path / 'file').touch()
+    output = train(tmp_path / 'file', fails=True)
+    assert f"mmtok: the work directory '{tmp_path}/file' cannot be made (File exists): name another" in output
+    output = train(tmp_path / 'work', 'modle.num_classes=5', fails=True)
+    assert "mmtok: --cfg-options modle.num_classes: the config has no 'modle'; is 'model' meant?" in output
+    output = train(tmp_path / 'work', 'model.num_classes=9', 'train_cfg.max_epochs=1')
+    assert 'model.num_classes=9, but the data have 4 classes: the others are never right' in output
+    assert 'The schedule of the learning rate has 4 epochs, and the training 1: --epochs 1 fits it.' in output
+
+
 def test_a_part_of_the_images_is_listed(train, tmp_path):
     train(tmp_path / 'work', 'train_dataloader.dataset.fraction=0.5', 'train_cfg.max_epochs=1')
     names = (tmp_path / 'work' / 'train_images.txt').read_text().split()
@@ -221,7 +243,8 @@ def test_other_classes_in_validation(train, folder, tmp_path):
     root = shutil.copytree(folder, tmp_path / 'data')
     (root / 'val' / 'dots').rename(root / 'val' / 'points')
     output = train(tmp_path / 'work', root=root, fails=True)
-    assert "mmtok: training has 4 classes and validation 4, of which only one has 'dots', 'points'" in output
+    assert ("mmtok: training has 4 classes and validation 4; only training has 'dots', only validation has 'points': "
+            'have the same') in output
 
 
 @pytest.fixture(scope='module')
@@ -241,7 +264,7 @@ def test_other_classes_than_the_checkpoint_s(trained, test_tool, folder, tmp_pat
     shutil.rmtree(root / 'val' / 'waves')
     shutil.rmtree(root / 'val' / 'checks')
     output = test_tool(Path(checkpoint), root=root)
-    assert "mmtok: the checkpoint has 4 classes and the test data 3, of which only one has 'checks'" in output
+    assert "mmtok: the checkpoint has 4 classes and the test data 3; only the checkpoint has 'checks': have" in output
     assert 'Epoch(test)' not in output
 
 

@@ -123,7 +123,8 @@ def test_plain_leaf_starts_from_a_public_file(drawn_ade, run_mmseg, tmp_path):
     assert run.returncode == 0, run.stdout[-3000:]
     assert re.search(r'deit.pth \(names of timm, authors\): 146 of 146 trunk tensors, 1 resized \(trunk.pos_embed '
                      r'14x14 -> 32x32\), 0 missing, 0 unexpected, 4 of a classifier, not needed \(trunk.norm.weight, '
-                     r'trunk.norm.bias, head.weight, head.bias\); as initialised beside the trunk: none', run.stdout)
+                     r'trunk.norm.bias, head.weight, head.bias\); 2 of 2 tokenizer tensors; '
+                     r'as initialised beside the trunk: none', run.stdout)
 
 
 @pytest.mark.parametrize('leaf', PAPER, ids=lambda path: path.stem)

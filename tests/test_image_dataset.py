@@ -116,7 +116,7 @@ def test_one_tar_file_of_all_splits(drawn_folder, tmp_path):
     pack(drawn_folder, tmp_path / 'data.tar')
     assert same(batches(drawn_folder), batches(tmp_path / 'data.tar'))
     assert len(ImageDataset(str(tmp_path / 'data.tar'), 'val', EVAL)) == 12
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/data.tar has the split train, val, but not 'test'$"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/data.tar has the split 'train', 'val', but not 'test': put "):
         ImageDataset(str(tmp_path / 'data.tar'), 'test', EVAL)
 
 
@@ -193,6 +193,11 @@ def spoil_one_class(folder):
         shutil.rmtree(folder / 'val' / name)
 
 
+def spoil_flat(folder):
+    (folder / 'val' / 'dots' / '0000.png').rename(folder / 'val' / '0000.png')
+    spoil_all(folder)
+
+
 def spoil_all(folder):
     for name in CLASSES:
         shutil.rmtree(folder / 'val' / name)
@@ -207,7 +212,8 @@ WRONG = {
     'class folder without images': (spoil_by_a_note, {}, r'.*/val/lines holds no images \(.jpeg'),
     'one class': (spoil_one_class, {}, r".*/val has one class only, 'blotches': a classifier needs two"),
     'no images': (spoil_all, {}, r'.*/val holds no images: it should hold one folder'),
-    'no split': (spoil_split, {}, r".* has the split train, but not 'val'"),
+    'no split': (spoil_split, {}, r".* has the split 'train', but not 'val': put its folders of classes below val"),
+    'no class folders': (spoil_flat, {}, r'.*/val holds images, but no folders of them'),
     'no folder': (shutil.rmtree, {}, r"data_root='.*' is not there"),
     'labels without images': (lambda folder: (folder / 'classes.txt').write_text('\n'.join([*CLASSES, 'waves'])),
                               dict(class_map='../classes.txt'),

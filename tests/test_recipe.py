@@ -125,9 +125,9 @@ def test_losses_are_timms():
     model.init_weights()
     x, labels = torch.randn(6, 3, 32, 32), torch.randint(10, (6, ))
     scores = model(x)
-    assert torch.allclose(model(x, labels, mode='loss')['loss'], LabelSmoothingCrossEntropy(0.1)(scores, labels))
+    assert torch.allclose(model(x, labels, mode='loss')['loss_cls'], LabelSmoothingCrossEntropy(0.1)(scores, labels))
     shares = torch.rand(6, 10).softmax(1)
-    assert torch.allclose(model(x, shares, mode='loss')['loss'], SoftTargetCrossEntropy()(scores, shares))
+    assert torch.allclose(model(x, shares, mode='loss')['loss_cls'], SoftTargetCrossEntropy()(scores, shares))
 
 
 @pytest.mark.parametrize('accumulated', [1, 4])

@@ -11,7 +11,7 @@ import json
 import statistics
 from pathlib import Path
 
-from mmtok.errors import DataError
+from mmtok.errors import DataError, StorageError
 
 METRICS = ('accuracy/top1', 'accuracy/top5', 'ema/top1', 'ema/top5')
 
@@ -28,6 +28,7 @@ def read(path: str) -> dict:
         [found[key] for key in ('config', 'config_hash', 'seed', 'processes')]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file} is no results.json of tools/train_classifier.py ({error!r})') from error
+    found['file'] = str(file)
     if done != wanted:
         raise DataError(f'{file} ends with epoch {done} of {wanted}: finish this training with --resume, or '
                         'leave it out')
@@ -45,8 +46,10 @@ def group(runs: list[dict]) -> dict[str, list[dict]]:
         groups.setdefault(run['config'], []).append(run)
     for name, same in groups.items():
         if len({(run['config_hash'], run['epochs'], run['processes']) for run in same}) > 1:
-            raise DataError(f'{len(same)} trainings of {name} have different settings (config_hash, epochs or '
-                            'processes): summarise them apart, or give their configs different names')
+            found = ', '.join(f'{run["file"]} ({run["config_hash"]}, {run["epochs"]} epochs, {run["processes"]} '
+                              'processes)' for run in same)
+            raise DataError(f'{len(same)} trainings of {name} have different settings: {found}; summarise them apart, '
+                            'or give their configs different names')
         if len({run['seed'] for run in same}) < len(same):
             raise DataError(f'{len(same)} trainings of {name} share a seed: give each once, with a seed of its own')
     return groups
@@ -99,8 +102,10 @@ def plot(groups: dict[str, list[dict]], path: str) -> None:
         line, = axis.plot(epochs, [statistics.mean(p) for p in points], marker='.', label=f'{name} ({len(runs)})')
         axis.fill_between(epochs, [min(p) for p in points], [max(p) for p in points], alpha=0.15,
                           color=line.get_color())
+    several = any(len(runs) > 1 for runs in groups.values())
     axis.set(xlabel='epoch', ylabel='top-1 accuracy on the validation images (%)',
-             title='Mean over seeds (their number in brackets); shaded: lowest to highest')
+             title='Mean over seeds (their number in brackets); shaded: lowest to highest' if several else '')
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
@@ -118,12 +123,15 @@ def main() -> None:
     groups = group([read(run) for run in args.runs])
     rows = summarise(groups)
     print(table(rows))
-    if args.out:
-        args.out.write_text(table(rows) + '\n')
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + '\n')
-    if args.plot:
-        plot(groups, args.plot)
+    try:
+        if args.out:
+            args.out.write_text(table(rows) + '\n')
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1) + '\n')
+        if args.plot:
+            plot(groups, args.plot)
+    except OSError as error:
+        raise StorageError(f'{error.filename} cannot be written ({error.strerror}): name another file') from error
 
 
 if __name__ == '__main__':

@@ -6,11 +6,14 @@
 """
 
 import argparse
+import difflib
+import inspect
 import os
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from mmtok.errors import ConfigError, check_positive_int
 
@@ -42,6 +45,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
+        check_keys(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     if getattr(args, 'epochs', None) is not None:
         check_positive_int('--epochs', args.epochs)
@@ -52,6 +56,17 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.work_dir is not None or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or os.path.join('work_dirs', Path(args.config).stem)
     return cfg
+
+
+def check_keys(cfg: Config, options: dict) -> None:
+    """Refuse options of a name that neither the config nor mmengine's Runner has."""
+    known = {*cfg, *inspect.signature(Runner).parameters, 'runner_type', 'auto_scale_lr', 'resume', 'load_from'}
+    for key in options:
+        name = key.split('.')[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(f'--cfg-options {key}: the config has no {name!r}'
+                              + (f'; is {near[0]!r} meant?' if near else ''))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='mmtok.CheckpointHook', interval=10, max_keep_ckpts=2),
+    checkpoint=dict(type='mmtok.CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='mmtok.EpochHook'),
     results=dict(type='mmtok.ResultsHook'))
 val_cfg = dict(type='mmtok.ClassifierValLoop')

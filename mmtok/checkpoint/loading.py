@@ -313,8 +313,11 @@ def report(backbone: nn.Module, checkpoint: str, named: Named, match: Match) -> 
         text += f', {len(spare)} of a classifier, not needed ({short(spare)})'
     if match.outside:
         text += f', {len(match.outside)} of other parts ({short(parts(match.outside))})'
+    tokenizer = [name for name in backbone.state_dict() if name.startswith('tokenizer.')]
+    held = sum(name in match.fitting for name in tokenizer)
     logger.info(f'Loaded {checkpoint} (names of {named.format}): {len(match.loaded)} of {len(match.trunk)} trunk '
-                f'tensors, {text}; as initialised beside the trunk: {short(match.fresh) or "none"}')
+                f'tensors, {text}; {held} of {len(tokenizer)} tokenizer tensors; as initialised beside the trunk: '
+                f'{short(match.fresh) or "none"}')
     if match.surplus:
         logger.warning(f'{checkpoint} has tensors for which the trunk has no place, so that its features may be '
                        f'others: {short(match.surplus)}')

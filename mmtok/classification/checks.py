@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
-from ..engine.preflight import check_classes
+from ..engine.preflight import check_classes, describe_misfit
 from ..errors import ConfigError
 from .images import ImageDataset
 
@@ -36,10 +37,11 @@ def check_same_classes(data, val_loop) -> None:
 def compare_classes(ours: list[str], name: str, theirs: list[str], other: str) -> None:
     """Raises ConfigError if both are known and differ."""
     if ours and theirs and ours != theirs:
-        differ = sorted(set(ours) ^ set(theirs))
-        raise ConfigError(f'{name} has {len(ours)} classes and {other} {len(theirs)}, of which only one has '
-                          f'{", ".join(map(repr, differ[:5]))}: name the same class folders in both'
-                          if differ else f'{name} and {other} number their classes in another order')
+        alone = [f'only {where} has {", ".join(map(repr, sorted(names)[:5]))}' for where, names in (
+            (name, set(ours) - set(theirs)), (other, set(theirs) - set(ours))) if names]
+        raise ConfigError(f'{name} has {len(ours)} classes and {other} {len(theirs)}; {", ".join(alone)}: have the '
+                          'same class folders in both'
+                          if alone else f'{name} and {other} number their classes in another order')
 
 
 class CheckedCheckpoint(Hook):
@@ -60,17 +62,11 @@ class CheckedCheckpoint(Hook):
         found, wanted = checkpoint.get('state_dict', checkpoint), model.state_dict()
         found = {name: value for name, value in found.items() if hasattr(value, 'shape')} if isinstance(
             found, Mapping) else {}
-        missing = [name for name in wanted if name not in found and not is_of_training(name)]
-        other = [name for name in found if name not in wanted and not is_of_training(name)]
-        shapes = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
-        if missing or other or shapes:
-            parts = [f'{len(names)} {what}, such as {names[0]!r}' for names, what in (
-                (missing, 'tensors of the model are not in it'), (other, 'of its tensors are not in the model'),
-                (shapes, 'tensors have another shape')) if names]
-            raise ConfigError(f'the checkpoint does not fit the model of the config: {"; ".join(parts)}; name the '
-                              'config that it was trained with')
+        if misfit := describe_misfit(tested(wanted), tested(found)):
+            raise ConfigError(f'the checkpoint does not fit the model of the config: {misfit}; name the config that it '
+                              'was trained with')
 
 
-def is_of_training(name: str) -> bool:
-    """TokenProp's decoder, which published checkpoints leave out."""
-    return 'token_prop.' in name
+def tested(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but TokenProp's decoder, which published checkpoints leave out."""
+    return {name: tensor for name, tensor in tensors.items() if 'token_prop.' not in name}

@@ -62,7 +62,7 @@ class ImageClassifier(BaseModel):
         if mode == 'loss':
             smoothing = self.label_smoothing if labels.ndim == 1 else 0.0  # mixed labels are smoothed already
             with torch.autocast(scores.device.type, enabled=False):
-                return dict(loss=F.cross_entropy(scores.float(), labels, label_smoothing=smoothing))
+                return dict(loss_cls=F.cross_entropy(scores.float(), labels, label_smoothing=smoothing))
         if mode == 'predict':
             labels = [None] * len(scores) if labels is None else labels.tolist()
             return [dict(scores=score, label=label) for score, label in zip(scores.float().cpu(), labels, strict=True)]

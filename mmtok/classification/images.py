@@ -87,6 +87,9 @@ class ImageDataset(Dataset):
                 raise DataError(f'{len(missing)} of {len(classes)} classes have no image in {self.root}, such as '
                                 f'{missing[0]!r}: put the images into a folder of this name, or take the class out of '
                                 'class_map')
+        if classes == ['']:
+            raise ConfigError(f'{self.root} holds images, but no folders of them: it should hold one folder of images '
+                              'for each class')
         if len(classes) < 2:
             raise ConfigError(f'{self.root} has one class only, {classes[0]!r}: a classifier needs two; data_root is '
                               'the folder that holds one folder for each class, or the folders of the splits')
@@ -143,7 +146,9 @@ class ImageDataset(Dataset):
             try:
                 file, label = self.reader[index if self.indices is None else self.indices[index]][:2]
                 with Image.open(file) as image:
-                    image = image.convert('RGB')
+                    image.load()
+                    if image.mode != 'RGB':
+                        image = image.convert('RGB')
                 break
             except FileNotFoundError as error:
                 raise DataError(f'{self.filename(index)} is not there any more') from error
@@ -206,8 +211,13 @@ def find_split(data_root: str, split: str) -> str:
         raise ConfigError(f'data_root={data_root!r} is not there: put the images there, or name another folder')
     other = [name for name in SPLITS if (root / name).is_dir()]
     if other and root.name not in names_of(split):
-        raise ConfigError(f'{data_root} has the split {", ".join(other)}, but not {split!r}')
+        raise ConfigError(lacks_split(data_root, other, split))
     return str(root)
+
+
+def lacks_split(root: str, held: list[str], split: str) -> str:
+    return (f'{root} has the split {", ".join(map(repr, sorted(held)))}, but not {split!r}: put its folders of classes '
+            f'below {names_of(split)[0]}, or name a split that is there')
 
 
 def has_folders(path: Path) -> bool:
@@ -226,7 +236,7 @@ def take_split(reader, root: str, split: str) -> bool:
         return False
     mine = [any(name in above for name in names_of(split)) for above in folders]
     if not any(mine):
-        raise ConfigError(f'{root} has the split {", ".join(sorted(held))}, but not {split!r}')
+        raise ConfigError(lacks_split(root, held, split))
     reader.samples, reader.targets = reader.samples[mine], reader.targets[mine]
     return True
 

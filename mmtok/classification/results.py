@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..checkpoint.writing import write_whole
+from ..errors import ConfigError
 from ..registry import HOOKS
 from .checks import check_same_classes
 
@@ -59,6 +60,7 @@ class ResultsHook(Hook):
             names = '\n'.join(data.filename(i) for i in range(len(data)))
             write_whole(str(Path(runner.work_dir) / TRAIN_LIST), f'{names}\n'.encode())
         self.curve = [line for line in self.curve if line['epoch'] <= runner.epoch]
+        check_schedule(runner)
         if runner._resume and runner.val_loop is not None and self.lacks_validation(runner):
             runner.logger.info(f'{RESULTS} lacks the validation of epoch {runner.epoch}: it is made up for now.')
             runner.val_loop.run()
@@ -96,6 +98,24 @@ class ResultsHook(Hook):
             epochs=runner.max_epochs, versions=versions(), device=device, processes=get_world_size(),
             parameters=sum(p.numel() for name, p in runner.model.named_parameters() if 'token_prop' not in name),
             images_per_second=speed and round(speed, 1), metrics=self.curve[-1], curve=self.curve)
+
+
+def check_schedule(runner: Runner) -> None:
+    """Says what would not be the training that the config describes.
+
+    Raises:
+        ConfigError: When epochs have another length than those of the checkpoint that is resumed.
+    """
+    length = len(runner.train_loop.dataloader)
+    if runner.epoch and runner.iter != runner.epoch * length:
+        raise ConfigError(f'the {runner.epoch} epochs of the checkpoint had {runner.iter} iterations, and now each has '
+                          f'{length}: go on with the same images, batch size and number of processes')
+    if runner.epoch >= runner.max_epochs:
+        runner.logger.info(f'Epoch {runner.epoch} of {runner.max_epochs} is done: nothing is left to train.')
+    schedule = runner.cfg.get('param_scheduler')
+    if isinstance(schedule, dict) and schedule.get('epochs', 0) > runner.max_epochs:
+        runner.logger.warning(f'The schedule of the learning rate has {schedule["epochs"]} epochs, and the training '
+                              f'{runner.max_epochs}: --epochs {runner.max_epochs} fits it.')
 
 
 def config_hash(cfg: Config) -> str:

@@ -1,11 +1,13 @@
 """Looks at a model and its config for combinations that cannot work, before the first iteration."""
 
+import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mmengine.device import get_device
-from torch import nn
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
 from ..backbones.base import TokenBackbone
 from ..errors import ConfigError, DataError, is_number
@@ -141,8 +143,19 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
     for name, head in [('model', model), *heads]:  # a classifier has no head of its own in the config
         known = head.get('num_classes')
         if isinstance(known, int) and known < count:
-            raise ConfigError(f'{name}.num_classes={known}, but the data have {count} classes: make them '
-                              'equal')
+            raise ConfigError(f'{name}.num_classes={known}, but the data have {count} classes: make them equal')
+        if name == 'model' and isinstance(known, int) and 0 < count < known:
+            print_log(f'model.num_classes={known}, but the data have {count} classes: the others are never right',
+                      logger='current', level=logging.WARNING)
+
+
+def describe_misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What of a checkpoint's tensors is not as in a model; empty where all is."""
+    parts = [([name for name in wanted if name not in found], 'tensors of the model are not in it'),
+             ([name for name in found if name not in wanted], 'of its tensors are not in the model'),
+             ([name for name in wanted if name in found and found[name].shape != wanted[name].shape],
+              'tensors have another shape')]
+    return '; '.join(f'{len(names)} {what}, such as {names[0]!r}' for names, what in parts if names)
 
 
 def dicts_with(node, name: str, path: str) -> Iterator[tuple[str, dict]]:

@@ -24,7 +24,7 @@ from ..errors import ConfigError, StorageError
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
-from .preflight import check_amp, check_classes, check_data, check_model
+from .preflight import check_amp, check_classes, check_data, check_model, describe_misfit
 from .samples import check_samples, explained_data
 
 
@@ -57,6 +57,11 @@ class Runner(MMEngineRunner):
     """
 
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
+        try:
+            os.makedirs(work_dir, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f'the work directory {work_dir!r} cannot be made ({error.strerror}): name another with '
+                               '--work-dir') from error
         with explained_full_disk(work_dir):
             super().__init__(model, work_dir, *args, **kwargs)
 
@@ -156,11 +161,16 @@ class Runner(MMEngineRunner):
             raise StorageError(f'the checkpoint to resume from, {path!r} (named by {source}), is not there: put it '
                                'back, or name another with --cfg-options load_from=FILE')
         try:
-            meta = torch.load(path, map_location='cpu', weights_only=False, mmap=True)['meta']
+            checkpoint = torch.load(path, map_location='cpu', weights_only=False, mmap=True)
+            meta, weights = checkpoint['meta'], checkpoint['state_dict']
         except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise StorageError(f'the checkpoint {path!r} cannot be read ({" ".join(str(error).split())[:200]}): it is '
                                'damaged or no checkpoint of a training; name another with --cfg-options '
                                'load_from=FILE') from error
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if misfit := describe_misfit(model.state_dict(), weights):
+            raise ConfigError(f'the checkpoint to resume from, {path!r}, is not of this model: {misfit}; go on with '
+                              'the settings that it was trained with, or start from it by load_from, without --resume')
         if self._randomness_cfg.get('seed') is None and meta.get('seed') is not None:
             self._randomness_cfg.update(seed=meta['seed'])
             self.set_randomness(**self._randomness_cfg)
