@@ -153,7 +153,7 @@ def test_moto_takes_no_weight_decay_and_keeps_its_start_after_the_runner_initial
                              randomness=dict(seed=0), model=dict(backbone=dict(init_cfg=None))))
     for placement in ('stem', 'token', 'branch'):
         cfg.model.backbone.tokenizer.placement = placement
-        cfg.experiment_name = f'decay-{placement}'
+        cfg.experiment_name = cfg.visualizer.name = f'decay-{placement}'  # mmengine keeps visualizers by name
         runner = Runner.from_cfg(cfg)
         tokenizer = runner.model.backbone.tokenizer
         before = {name: p.clone() for name, p in tokenizer.named_parameters() if 'moto' in name}
