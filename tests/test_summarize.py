@@ -22,7 +22,7 @@ def write(folder, config, seed, top1, average=None, **changes):
     folder.mkdir()
     (folder / 'results.json').write_text(json.dumps({
         'config': config, 'config_hash': config, 'seed': seed, 'epochs': len(top1), 'processes': 1, 'parameters': 10,
-        'metrics': curve[-1], 'curve': curve, **changes}))
+        'metrics': curve[-1], 'curve': curve, 'device': 'a CPU', 'versions': {'torch': '2.1.2'}, **changes}))
     return str(folder)
 
 
@@ -41,6 +41,7 @@ def test_table_picture_and_numbers(runs, tmp_path, capsys, monkeypatch):
     assert lines[3] == '| moto | 2 | 1 | 40.00 | 80.00 | 41.00 | +18.00 |'
     assert capsys.readouterr().out.splitlines() == lines
     rows = json.loads((tmp_path / 'rows.json').read_text())
+    assert rows[0]['devices'] == ['a CPU'] and rows[0]['torch'] == ['2.1.2']
     assert rows[0]['seeds'] == [0, 1, 2] and rows[0]['accuracy/top1'] == dict(mean=22.0, n=3, deviation=1.732)
     assert Image.open(tmp_path / 'curves.png').size == (800, 500)
 

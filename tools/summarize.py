@@ -68,6 +68,8 @@ def summarise(groups: dict[str, list[dict]]) -> list[dict]:
         rows.append(dict(
             config=name, epochs=runs[0]['epochs'], parameters=runs[0].get('parameters'),
             seeds=sorted(run['seed'] for run in runs),
+            devices=sorted({run.get('device', '') for run in runs}),
+            torch=sorted({run.get('versions', {}).get('torch', '') for run in runs}),
             **{metric: statistics_of([run['metrics'][metric] for run in runs]) for metric in metrics}))
     return rows
 
