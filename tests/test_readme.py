@@ -19,6 +19,7 @@ from test_configs import SHORT, SMALL
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from benchmarks.backbones import TRUNKS
+from summarize import table
 
 README = (ROOT / 'README.md').read_text()
 MMSEG = Path(mmseg.__file__).parent / '.mim'
@@ -112,6 +113,12 @@ def test_measured_demo_comes_from_the_file():
     scores = results['mIoU']
     assert said == (f'{results["seconds"] / 60:.1f}', f'{scores["ours"]:.2f}',
                     f'{scores["per-pixel RGB classifier"]:.2f}', f'{scores["majority class"]:.2f}')
+
+
+def test_measured_study_comes_from_the_file():
+    rows = json.loads((ROOT / 'docs' / 'benchmarks' / 'cifar10_study.json').read_text())
+    assert {row['config'] for row in rows} == {path.stem for path in (ROOT / 'configs' / 'cifar10').glob('*.py')}
+    assert all(len(row['seeds']) >= 3 and row['epochs'] >= 12 for row in rows) and table(rows) in README
 
 
 def test_measured_speed_comes_from_the_file():
