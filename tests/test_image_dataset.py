@@ -37,7 +37,7 @@ def folder(drawn_folder, tmp_path):
 
 def loader(root, workers=0, seed=0, transform=TRAIN, sampler=(), **dataset):
     cfg = dict(
-        batch_size=8, num_workers=workers, drop_last=True, collate_fn=dict(type='default_collate'),
+        batch_size=8, num_workers=workers, drop_last=True, collate_fn=dict(type='mmtok.stack_images'),
         sampler=dict(type='mmtok.EpochSampler', **dict(sampler)),
         dataset=dict(type='mmtok.ImageDataset', data_root=str(root), transform=transform, **dataset))
     return Runner.build_dataloader(cfg, seed)

@@ -46,7 +46,7 @@ def shards(folder, tmp_path_factory):
 def stream(shards, split='train-{0000..0003}.tar|48', transform=TRAIN, workers=1, seed=0, **options):
     cfg = dict(
         batch_size=8, num_workers=workers, persistent_workers=workers > 0, sampler=None,
-        collate_fn=dict(type='default_collate'),
+        collate_fn=dict(type='mmtok.stack_images'),
         dataset=dict(type='mmtok.ImageStream', name='wds/', data_root=str(shards), split=split, transform=transform,
                      **options))
     return Runner.build_dataloader(cfg, seed)
@@ -179,7 +179,7 @@ def test_a_data_set_of_hugging_face(folder, fork_mmseg, tmp_path):
     assert theirs.metainfo['classes'] == plain.metainfo['classes'] and len(theirs) == 12
     assert all(torch.equal(theirs[i][0], plain[i][0]) and theirs[i][1] == plain[i][1] for i in range(12))
     stream = Runner.build_dataloader(dict(
-        batch_size=5, num_workers=1, sampler=None, collate_fn=dict(type='default_collate'), dataset=dict(
+        batch_size=5, num_workers=1, sampler=None, collate_fn=dict(type='mmtok.stack_images'), dataset=dict(
             type='mmtok.ImageStream', name=f'hfids/{tmp_path}/set', data_root=str(tmp_path / 'cache'), split='train',
             transform=EVAL, reader=dict(num_samples=12))), 0)
     images, labels = (torch.cat(part) for part in zip(*stream, strict=True))

@@ -149,6 +149,17 @@ def test_measured_backbones_come_from_the_file():
         assert added == f"{100 / ratio[trunk, direction, 'mmtok + MoTo'] - 100:.1f}", (trunk, direction)
 
 
+def test_measured_images_per_second_come_from_the_file():
+    with (ROOT / 'docs' / 'benchmarks' / 'classifier_cpu.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    table = re.findall(r'^\| (.+), (\d+) px \| (\d+) \| (.+) (\d+) \| (\S+) \((\S+) to (\S+)\) \|', README, re.M)
+    assert table == [
+        (peer['what'], peer['size'], f"{float(ours['images_per_second']):.0f}", peer['method'],
+         f"{float(peer['images_per_second']):.0f}",
+         *(f'{float(peer[key]):.3f}' for key in ('mmtok_over_it', 'ratio_p20', 'ratio_p80')))
+        for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
+
+
 def test_measured_sizes_come_from_the_file():
     with (ROOT / 'docs' / 'benchmarks' / 'size.csv').open() as file:
         rows = {row.pop('model'): {key: float(value) for key, value in row.items() if key != 'torch'}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from timm.data import Mixup
@@ -159,7 +159,22 @@ def test_weight_decay_groups_are_timms(name, peer):
     def decayed(optimizer):
         return sorted(tuple(p.shape) for g in optimizer.param_groups if g['weight_decay'] for p in g['params'])
     assert decayed(optimizer) == decayed(theirs)
-    assert {g['weight_decay'] for g in optimizer.param_groups} == {0.0, 0.05}
+    assert sorted(g['weight_decay'] for g in optimizer.param_groups) == [0.0, 0.05]  # two groups, not one for each
+
+
+def test_merged_groups_step_as_those_of_each_parameter():
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/swin-t_8xb128-300e_in1k.py').optim_wrapper
+    cfg.paramwise_cfg.custom_keys['0'] = dict(lr_mult=0.1)
+    found = []
+    for constructor in ('mmtok.OptimWrapperConstructor', 'DefaultOptimWrapperConstructor'):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        wrapper = build_optim_wrapper(model, ConfigDict(cfg, constructor=constructor))
+        for _ in range(3):
+            wrapper.update_params(model(torch.ones(5, 3)).square().sum())
+        found.append((len(wrapper.optimizer.param_groups), model.state_dict()))
+    (merged, ours), (each, theirs) = found
+    assert (merged, each) == (3, 6) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_positions_of_pvt_decay_as_its_authors():

@@ -136,8 +136,19 @@ class ImageDataset(Dataset):
     def __getitem__(self, draw: Draw | int) -> tuple[Tensor, int]:
         """(image (3,H,W) uint8, label). With a Draw, its seed decides on the augmentation."""
         if isinstance(draw, Draw):
-            with seeded(draw.seed):
+            states = None
+            if get_worker_info() is None:  # a data worker has no other use for its random numbers
+                states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+            random.seed(draw.seed)
+            np.random.seed(draw.seed)
+            torch.default_generator.manual_seed(draw.seed)
+            try:
                 return self.read(draw.index, may_skip=True)
+            finally:
+                if states:
+                    random.setstate(states[0])
+                    np.random.set_state(states[1])
+                    torch.set_rng_state(states[2])
         return self.read(draw, may_skip=False)
 
     def read(self, index: int, may_skip: bool) -> tuple[Tensor, int]:
@@ -263,20 +274,3 @@ def explained_reader(root: str) -> Iterator[None]:
         if 'Found 0 images' in text or 'not enough values to unpack' in text or 'No .tar files' in text:
             raise ConfigError(f'{root} holds no images: it should hold one folder of images for each class') from error
         raise ConfigError(f'{root} cannot be read as a data set ({text})') from error
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of Python, numpy and torch that follow from `seed`; a main process gets its own back."""
-    main = get_worker_info() is None
-    states = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if main else None
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        if states:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])

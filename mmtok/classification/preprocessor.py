@@ -7,7 +7,18 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from ..errors import ConfigError, check_options
-from ..registry import MODELS
+from ..registry import FUNCTIONS, MODELS
+
+
+@FUNCTIONS.register_module()
+def stack_images(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """[(image (3,H,W) uint8, label)] -> images (B,3,H,W), labels (B,): torch's `default_collate`, faster.
+
+    Images come from Pillow channels last; to reorder 224x224 pixels takes ten times as long as to copy them. And they
+    go into shared memory in the thread that sends the batch, while the data worker reads the next one.
+    """
+    images = torch.stack([image.permute(1, 2, 0) for image, _ in batch])
+    return images.permute(0, 3, 1, 2), torch.tensor([label for _, label in batch])
 
 
 @MODELS.register_module()
@@ -51,7 +62,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
             raise ConfigError(f'an image has the label {int(data[1].max())}, but with model.num_classes='
                               f'{self.num_classes} the labels end at {self.num_classes - 1}')
         images, labels = self.cast_data(data)
-        images = images.float().sub_(self.mean).div_(self.std)
+        images = images.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).div_(self.std)
         if training and self.erase is not None:
             self.erase.device = images.device
             images = self.erase(images)

@@ -3,16 +3,16 @@
 from inspect import signature
 
 from mmengine.logging import MMLogger
-from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..errors import ConfigError, is_number
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .param_groups import OptimWrapperConstructor
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor, whose learning rates fall by a factor with each layer from the head down.
+class LayerDecayOptimWrapperConstructor(OptimWrapperConstructor):
+    """mmtok's constructor, whose learning rates fall by a factor with each layer from the head down.
 
     `paramwise_cfg=dict(layer_decay_rate=0.75, ...)` multiplies the learning rate of depth d among D depths (see
     `TokenBackbone.get_layer_depth`; mmpretrain's backbones have the same method) by `0.75 ** (D - 1 - d)`: 1 for
@@ -36,10 +36,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None:
             raise ConfigError('layer_decay_rate scales the learning rate: give optim_wrapper.optimizer an lr')
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **options) -> None:
-        super().add_params(params, module, prefix, **options)
-        if prefix:  # called again for each child
-            return
+    def set_options(self, params: list[dict], module: nn.Module) -> None:
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         # mmpretrain's classifiers have a method of this name too, which takes no prefix
         start, backbone = next(((name, m) for name, m in module.named_modules() if hasattr(m, 'get_layer_depth')

@@ -1,9 +1,10 @@
 """Images per second of a classifier's data and of its training, against timm's loader and a plain loop.
 
-The same images, timm transforms, batches, data workers, weights and optimizer on both sides; epochs take turns. What is
-measured of an epoch begins with its second batch, when the data workers have started.
+The same images, timm transforms, batches, data workers, weights and optimizer on both sides; epochs take turns. Whole
+epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides.
 """
 
+import itertools
 import logging
 import sys
 import tempfile
@@ -34,42 +35,40 @@ AUGMENTATIONS = {'flip and crop': {}, 'RandAugment': dict(auto_augment='rand-m6-
 def add_arguments(parser) -> None:
     parser.add_argument('--data', type=Path, help='image folder with train and val; without it, 800 images are drawn')
     parser.add_argument('--side', type=int, default=256, help='pixels of the drawn images')
-    parser.add_argument('--size', type=int, default=64, help='pixels that are trained on')
+    parser.add_argument('--loader-sizes', type=timing.positive, nargs='+', default=[64, 224],
+                        help='pixels of the images that the loaders give')
+    parser.add_argument('--size', type=timing.positive, default=64, help='pixels that are trained on')
     parser.add_argument('--batch', type=timing.positive, default=32, help='images')
     parser.add_argument('--workers', type=timing.positive, default=1, help='data workers')
     timing.add_arguments(parser, repeats=7, name='classifier')
     parser.set_defaults(run=run)
 
 
-def transform(size: int, augmentation: str) -> dict:
+def transform(augmentation: str) -> dict:
     return dict(is_training=True, interpolation='bicubic', color_jitter=None, **AUGMENTATIONS[augmentation])
 
 
-def our_loader(args, augmentation: str):
+def our_loader(args, size: int, augmentation: str):
     return Runner.build_dataloader(dict(
         batch_size=args.batch, num_workers=args.workers, persistent_workers=True, drop_last=True,
-        collate_fn=dict(type='default_collate'), sampler=dict(type='mmtok.EpochSampler'),
+        collate_fn=dict(type='mmtok.stack_images'), sampler=dict(type='mmtok.EpochSampler'),
         dataset=dict(type='mmtok.ImageDataset', data_root=str(args.data),
-                     transform=dict(input_size=args.size, **transform(args.size, augmentation)))), args.seed)
+                     transform=dict(input_size=size, **transform(augmentation)))), args.seed)
 
 
-def timm_loader(args, augmentation: str, normalise: bool):
+def timm_loader(args, size: int, augmentation: str, normalise: bool):
     """timm's; with `normalise` as its training script has it, else its DataLoader alone, whose batches are uint8."""
     loader = create_loader(
-        create_dataset('', str(args.data), 'train'), (3, args.size, args.size), args.batch,
-        num_workers=args.workers, device=torch.device('cpu'), **transform(args.size, augmentation))
+        create_dataset('', str(args.data), 'train'), (3, size, size), args.batch,
+        num_workers=args.workers, device=torch.device('cpu'), **transform(augmentation))
     return loader if normalise else loader.loader
 
 
 def epoch_of(loader) -> Callable[[], float]:
     """Reads an epoch; returns images per second."""
     def read() -> float:
-        count, start = 0, None
-        for images, _ in loader:
-            if start is None:
-                start = time.perf_counter()
-            else:
-                count += len(images)
+        start = time.perf_counter()
+        count = sum(len(images) for images, _ in loader)
         return count / (time.perf_counter() - start)
     return read
 
@@ -98,7 +97,7 @@ def our_training(args, work_dir: str, other_side: Callable[[], float]) -> tuple[
         'val_dataloader': None, 'val_evaluator': None, 'default_hooks.checkpoint.interval': -1,
         'default_hooks.checkpoint.save_last': False, 'train_dataloader.batch_size': args.batch,
         'train_dataloader.num_workers': args.workers, 'train_dataloader.dataset.data_root': str(args.data)})
-    cfg.train_dataloader.dataset.transform = dict(input_size=args.size, **transform(args.size, 'RandAugment'))
+    cfg.train_dataloader.dataset.transform = dict(input_size=args.size, **transform('RandAugment'))
     runner = RUNNERS.build(cfg)
     ours, others = [], []
 
@@ -107,11 +106,11 @@ def our_training(args, work_dir: str, other_side: Callable[[], float]) -> tuple[
 
         priority = 'LOWEST'
 
+        def before_train_epoch(self, runner):
+            self.start, self.count = time.perf_counter(), 0
+
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            if batch_idx == 0:
-                self.start, self.count = time.perf_counter(), 0
-            else:
-                self.count += len(data_batch[1])
+            self.count += len(data_batch[1])
 
         def after_train_epoch(self, runner):
             ours.append(self.count / (time.perf_counter() - self.start))
@@ -137,13 +136,13 @@ class Plain(nn.Module):
 
 def plain_training(args) -> Callable[[], float]:
     """A loop as one types it: timm's loader, AdamW, a cosine; gives images per second of an epoch."""
-    loader, model = timm_loader(args, 'RandAugment', normalise=True), Plain(args)
+    loader, model = timm_loader(args, args.size, 'RandAugment', normalise=True), Plain(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule, state = CosineLRScheduler(optimizer, 1000, t_in_epochs=False), dict(step=0)
 
     def train() -> float:
         model.train()
-        count, start = 0, None
+        count, start = 0, time.perf_counter()
         for images, labels in loader:
             loss = nn.functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()
@@ -152,44 +151,42 @@ def plain_training(args) -> Callable[[], float]:
             state['step'] += 1
             schedule.step_update(state['step'])
             loss.item()  # a loop that logs
-            if start is None:
-                start = time.perf_counter()
-            else:
-                count += len(images)
+            count += len(images)
         return count / (time.perf_counter() - start)
     return train
 
 
-def report(what: str, found: dict[str, list[float]], args) -> list[dict]:
+def report(what: str, size: int, found: dict[str, list[float]], args) -> list[dict]:
     """One block; ratios are medians over rounds of ours / theirs."""
     ours, rows = found['mmtok'], []
-    print(f'\n{what}\n  {"":14} {"images/s":>9} {"20 %":>8} {"80 %":>8}   mmtok / this, 20 %, 80 %')
+    print(f'\n{what}, {size} px\n  {"":14} {"images/s":>9} {"20 %":>8} {"80 %":>8}   mmtok / this, 20 %, 80 %')
     for name, values in found.items():
         median, low, high = spread(values)
         ratio = spread([a / b for a, b in zip(ours, values, strict=True)])
         print(f'  {name:14} {median:9.1f} {low:8.1f} {high:8.1f}   {ratio[0]:7.3f} {ratio[1]:7.3f} {ratio[2]:7.3f}')
         rows.append(dict(what=what, method=name, images_per_second=round(median, 2), p20=round(low, 2),
                          p80=round(high, 2), mmtok_over_it=round(ratio[0], 4), ratio_p20=round(ratio[1], 4),
-                         ratio_p80=round(ratio[2], 4), size=args.size, batch=args.batch, workers=args.workers,
+                         ratio_p80=round(ratio[2], 4), size=size, batch=args.batch, workers=args.workers,
                          repeats=args.repeats, **provenance(args.seed)))
     return rows
 
 
 def run(args) -> None:
     logging.disable(logging.WARNING)
+    timing.keep_pages()
     with tempfile.TemporaryDirectory() as folder:
         if args.data is None:
             from scenes import draw_image_folder
             args.data = Path(folder) / 'data'
             print(f'Drawing 800 images of {args.side}x{args.side} pixels')
             draw_image_folder(args.data, train=200, val=1, side=args.side)
-        args.classes = len(our_loader(args, 'flip and crop').dataset.metainfo['classes'])
+        args.classes = len(our_loader(args, args.size, 'flip and crop').dataset.metainfo['classes'])
         rows = []
-        for augmentation in AUGMENTATIONS:
-            sides = {'mmtok': epoch_of(our_loader(args, augmentation)),
-                     'timm': epoch_of(timm_loader(args, augmentation, normalise=False))}
-            rows += report(f'loader, {augmentation}', in_turns(sides, args.repeats), args)
+        for size, augmentation in itertools.product(args.loader_sizes, AUGMENTATIONS):
+            sides = {'mmtok': epoch_of(our_loader(args, size, augmentation)),
+                     'timm': epoch_of(timm_loader(args, size, augmentation, normalise=False))}
+            rows += report(f'loader, {augmentation}', size, in_turns(sides, args.repeats), args)
         torch.manual_seed(args.seed)
         ours, others = our_training(args, f'{folder}/work', plain_training(args))
-        rows += report('training', {'mmtok': ours[1:], 'plain loop': others[1:]}, args)
+        rows += report('training', args.size, {'mmtok': ours[1:], 'plain loop': others[1:]}, args)
     write_csv(args.out, rows)

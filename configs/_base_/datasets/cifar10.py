@@ -6,7 +6,7 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     drop_last=True,
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mmtok.stack_images'),
     sampler=dict(type='mmtok.EpochSampler'),
     dataset=dict(
         type='mmtok.ImageDataset',
@@ -18,7 +18,7 @@ val_dataloader = dict(
     batch_size=250,
     num_workers=1,
     persistent_workers=True,
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mmtok.stack_images'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='mmtok.ImageDataset',

@@ -6,7 +6,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mmtok.stack_images'),
     sampler=dict(type='mmtok.EpochSampler'),
     dataset=dict(
         type='mmtok.ImageDataset',
@@ -19,7 +19,7 @@ val_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mmtok.stack_images'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='mmtok.ImageDataset',

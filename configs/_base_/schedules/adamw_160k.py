@@ -1,6 +1,7 @@
 # mmseg's recipe for DeiT and Swin: AdamW 6e-5, linear warm-up, linear decay, 16 images a step
 optim_wrapper = dict(
     type='OptimWrapper',
+    constructor='mmtok.OptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
     paramwise_cfg=dict(
         custom_keys={

@@ -2,6 +2,7 @@
 epochs = 300
 optim_wrapper = dict(
     type='OptimWrapper',
+    constructor='mmtok.OptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(
         flat_decay_mult=0.,  # biases and norms

@@ -1,0 +1,35 @@
+"""Optimizers with few parameter groups."""
+
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's default constructor, with the parameters of equal options in one group.
+
+    mmengine gives each parameter a group of its own when there is a `paramwise_cfg`, so that an optimizer steps them
+    one by one. The groups of timm's scripts, which this gives, are stepped by torch's multi-tensor kernels on a GPU.
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **options) -> None:
+        super().add_params(params, module, prefix, **options)
+        if not prefix:  # it calls itself for each child
+            self.set_options(params, module)
+            usual = {key: value for key, value in self.optimizer_cfg.items() if key != 'type'}
+            params[:] = merge([{**usual, **group} for group in params])
+
+    def set_options(self, params: list[dict], module: nn.Module) -> None:
+        """Changes the options of groups that still hold one parameter each."""
+
+
+def merge(groups: list[dict]) -> list[dict]:
+    """Groups of equal options as one, in order of their first parameter."""
+    merged = {}
+    for group in groups:
+        # The multipliers are in the rate and the decay already
+        options = {key: value for key, value in group.items() if key not in ('params', 'lr_mult', 'decay_mult')}
+        merged.setdefault(repr(sorted(options.items())), dict(options, params=[]))['params'] += group['params']
+    return list(merged.values())
