@@ -1,12 +1,7 @@
+_base_ = './default_runtime.py'
 default_scope = 'mmengine'
-runner_type = 'mmtok.Runner'  # looks at the whole config first: what cannot work ends in one sentence
-env_cfg = dict(
-    cudnn_benchmark=True,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
 randomness = dict(seed=0, diff_rank_seed=True)  # other dropout and Mixup on each GPU, as in timm
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='Visualizer', vis_backends={{_base_.vis_backends}}, name='visualizer')
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100),
@@ -18,6 +13,3 @@ val_cfg = dict(type='mmtok.ClassifierValLoop')
 test_cfg = dict(type='mmtok.ClassifierTestLoop')
 val_evaluator = dict(type='mmtok.Accuracy', topk=(1, 5))
 test_evaluator = val_evaluator
-log_level = 'INFO'
-load_from = None
-resume = False

@@ -1,7 +1,7 @@
 # What `make demo` trains: MoTo and TokenProp on drawn images, in minutes on 2 CPU cores
 _base_ = [
     '../_base_/models/upernet_deit-nano.py', '../_base_/datasets/drawn_128x128.py',
-    '../_base_/schedules/adamw_160k.py', '../_base_/default_runtime.py'
+    '../_base_/schedules/adamw_160k.py', '../_base_/mmseg_runtime.py'
 ]
 iterations = 1200
 model = dict(

@@ -2,7 +2,7 @@
 # Scored at the images' own size.
 _base_ = [
     '../../configs/_base_/models/upernet_deit-nano.py', '../../configs/_base_/datasets/ade20k_512x512.py',
-    '../../configs/_base_/schedules/adamw_160k.py', '../../configs/_base_/default_runtime.py'
+    '../../configs/_base_/schedules/adamw_160k.py', '../../configs/_base_/mmseg_runtime.py'
 ]
 iterations = 500
 model = dict(

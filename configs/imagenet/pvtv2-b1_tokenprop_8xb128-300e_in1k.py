@@ -1,0 +1,4 @@
+# no row of the paper; its detectors start from this trunk
+_base_ = './pvtv2-b1_8xb128-300e_in1k.py'
+model = dict(backbone=dict(token_prop=dict()))
+custom_hooks = [dict(type='mmtok.TokenPropHook')]

@@ -1,0 +1,6 @@
+# paper: box AP 44.1, mask AP 40.1
+_base_ = './mask-rcnn_swin-t_fpn_ms-crop-1x_coco.py'
+model = dict(
+    backbone=dict(
+        tokenizer=dict(type='mmtok.MoToTokenizer'),
+        init_cfg=dict(checkpoint='work_dirs/swin-t_moto_8xb128-300e_in1k/epoch_300.pth')))

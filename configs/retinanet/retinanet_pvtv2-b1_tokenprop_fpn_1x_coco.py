@@ -1,0 +1,7 @@
+# paper: box AP 41.5
+_base_ = './retinanet_pvtv2-b1_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(
+        token_prop=dict(),
+        init_cfg=dict(checkpoint='work_dirs/pvtv2-b1_tokenprop_8xb128-300e_in1k/epoch_300.pth')))
+custom_hooks = [dict(type='mmtok.TokenPropHook')]
