@@ -1,5 +1,6 @@
-"""Fixtures shared by all tests: the data beside the project, and mmseg's own tools."""
+"""Fixtures shared by all tests: the data beside the project, and the tools of mmseg and mmdet."""
 
+import importlib
 import itertools
 import json
 import logging
@@ -95,6 +96,24 @@ def cifar10(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='session')
+def coco() -> Path:
+    """The part of COCO 2017 in `../shared/data`."""
+    if not (SHARED / 'coco').is_dir():
+        pytest.skip(f'{SHARED / "coco"} is not here')
+    return SHARED / 'coco'
+
+
+@pytest.fixture(scope='session')
+def drawn_coco(tmp_path_factory) -> Path:
+    """A few drawn images in COCO's layout, for tests that must run anywhere."""
+    sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
+    from objects import draw_coco_folder
+    root = tmp_path_factory.mktemp('drawn_coco') / 'data'
+    draw_coco_folder(root, train=8, val=3)
+    return root
+
+
+@pytest.fixture(scope='session')
 def drawn_ade(tmp_path_factory) -> Path:
     """A few drawn images in ADE20K's layout, for tests that must run anywhere."""
     sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
@@ -104,15 +123,12 @@ def drawn_ade(tmp_path_factory) -> Path:
     return root
 
 
-def mmseg_tool(name: str) -> Path:
-    """mmseg's own `tools/<name>.py`, as installed."""
-    import mmseg
-    return Path(mmseg.__file__).parent / '.mim' / 'tools' / f'{name}.py'
-
-
 def tool(name: str | Path) -> Path:
-    """One of mmseg's tools by name, or one of ours by path."""
-    return name if isinstance(name, Path) else mmseg_tool(name)
+    """A tool of mmseg by its name, 'train', of mmdet as 'mmdet/train', as installed; or a script by its path."""
+    if isinstance(name, Path):
+        return name
+    package, _, script = name.rpartition('/')
+    return Path(importlib.import_module(package or 'mmseg').__file__).parent / '.mim' / 'tools' / f'{script}.py'
 
 
 def logged_steps(work_dir: Path) -> dict[int, dict]:
@@ -123,8 +139,8 @@ def logged_steps(work_dir: Path) -> dict[int, dict]:
 
 
 @pytest.fixture(scope='session')
-def run_mmseg():
-    """Run mmseg's own `tools/<name>.py`, or a script, as a user would: from another folder and without PYTHONPATH."""
+def run_tool():
+    """Run a tool (see `tool`) as a user would: from another folder and without PYTHONPATH."""
     def run(name, *arguments, cwd, env=None, timeout=900) -> subprocess.CompletedProcess:
         environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
         return subprocess.run([sys.executable, str(tool(name)), *map(str, arguments)], cwd=cwd, text=True,
@@ -170,13 +186,13 @@ def call_tool(script: Path, arguments: list[str], cwd: Path, env: dict, log: Pat
 
 
 @pytest.fixture(scope='session')
-def start_mmseg(tmp_path_factory) -> Callable:
-    """Start mmseg's own `tools/<name>.py`, or a script, in a process forked where everything is imported already.
+def start_tool(tmp_path_factory) -> Callable:
+    """Start a tool (see `tool`) in a process forked where everything is imported already.
 
-    What it returns has `process`, `output()` and `finish()`, the last with `returncode` and `stdout` as of `run_mmseg`.
+    What it returns has `process`, `output()` and `finish()`, the last with `returncode` and `stdout` as of `run_tool`.
     """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmseg.apis', 'mmtok.backbones', 'mmtok.engine.runner', 'conftest'])
+    context.set_forkserver_preload(['mmseg.apis', 'mmdet.apis', 'mmtok.backbones', 'mmtok.engine.runner', 'conftest'])
 
     def start(name, *arguments, cwd, env=None, file_limit=None, fatal_event=None):
         log = tmp_path_factory.mktemp('log') / 'output.txt'
@@ -198,8 +214,8 @@ def start_mmseg(tmp_path_factory) -> Callable:
 
 
 @pytest.fixture(scope='session')
-def fork_mmseg(start_mmseg) -> Callable:
-    """`run_mmseg` without the seconds of its imports, for the many runs in which the tool itself is not in question."""
+def fork_tool(start_tool) -> Callable:
+    """`run_tool` without the seconds of its imports, for the many runs in which the tool itself is not in question."""
     def run(*arguments, **options):
-        return start_mmseg(*arguments, **options).finish()
+        return start_tool(*arguments, **options).finish()
     return run

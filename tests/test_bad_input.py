@@ -46,11 +46,11 @@ def truncate(path, share=0.5) -> None:
 
 
 @pytest.fixture
-def train(fork_mmseg, data, tmp_path):
+def train(fork_tool, data, tmp_path):
     """Train 4 iterations of 3 images on all 9 images of the folder, the spoilt one among them, in one data worker."""
     def run(*options, config=CONFIG, roots=True):
         loaders = ('train', 'val', 'test') if roots else ()
-        return fork_mmseg('train', config, '--work-dir', tmp_path / 'work', '--cfg-options',
+        return fork_tool('train', config, '--work-dir', tmp_path / 'work', '--cfg-options',
                           'randomness.seed=0', 'train_cfg.max_iters=4', 'train_cfg.val_interval=4',
                           'train_dataloader.num_workers=1', 'train_dataloader.batch_size=3',
                           *(f'{name}_dataloader.dataset.data_root={data}' for name in loaders),
@@ -156,13 +156,13 @@ def test_what_cannot_be_decoded_ends_an_evaluation(train, data, tmp_path):
     assert sentence.endswith('replace it, or take it out of the data set')
 
 
-def test_the_same_under_mmseg_s_test_tool(train, data, tmp_path, fork_mmseg):
+def test_the_same_under_mmseg_s_test_tool(train, data, tmp_path, fork_tool):
     """mmseg's `tools/test.py` does not heed `runner_type`; the config's TestLoop checks in its stead."""
     goes_on(train(), tmp_path)
 
     def test(*options):
         roots = [f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')]
-        return fork_mmseg('test', CONFIG, tmp_path / 'work' / 'iter_4.pth', '--work-dir', tmp_path / 'test',
+        return fork_tool('test', CONFIG, tmp_path / 'work' / 'iter_4.pth', '--work-dir', tmp_path / 'test',
                           '--cfg-options', *roots, 'test_dataloader.num_workers=1', *options, cwd=tmp_path)
     assert test().returncode == 0
     add(data, Image.fromarray(noise(128, 128)), 'validation')

@@ -55,7 +55,7 @@ def seen(backbone, x):
 
 @pytest.mark.parametrize('data', ['drawn', pytest.param('cifar10', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('backbone', BACKBONES)
-def test_a_segmentor_starts_from_a_classifier(backbone, data, request, fork_mmseg, tmp_path, log):
+def test_a_segmentor_starts_from_a_classifier(backbone, data, request, fork_tool, tmp_path, log):
     config = tmp_path / 'classifier.py'
     batch, classes = (8, 4) if data == 'drawn' else (64, 10)  # 390 iterations of CIFAR-10
     config.write_text(f"""_base_ = {str(TINY)!r}
@@ -64,7 +64,7 @@ train_dataloader = dict(batch_size={batch}, dataset=dict(transform=dict(input_si
 val_dataloader = dict(batch_size=15, dataset=dict(transform=dict(input_size=64)))
 train_cfg = dict(max_epochs=1)
 """)
-    run = fork_mmseg(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path,
+    run = fork_tool(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path,
                      env=dict(CIFAR10_ROOT=str(request.getfixturevalue(data))))
     assert run.returncode == 0, run.stdout[-3000:]
     steps = logged_steps(tmp_path / 'work')

@@ -27,11 +27,11 @@ def folder(draw_folder):
 
 
 @pytest.fixture(scope='module')
-def train(fork_mmseg, folder):
+def train(fork_tool, folder):
     """Train in a work directory with config options; returns the output."""
     def run(work_dir, *options, resume=False, root=folder, config=CONFIG, fails=False) -> str:
         arguments = [*['--resume'][:resume], *['--cfg-options'][:bool(options)], *options]
-        run = fork_mmseg(TRAIN, config, '--work-dir', work_dir, *arguments, cwd=work_dir.parent,
+        run = fork_tool(TRAIN, config, '--work-dir', work_dir, *arguments, cwd=work_dir.parent,
                          env=dict(CIFAR10_ROOT=str(root)))
         assert (run.returncode != 0) == fails, run.stdout[-3000:]
         return run.stdout
@@ -66,8 +66,8 @@ def test_results_say_what_was_trained(trained):
     assert all('loss_tokenprop' in line for line in losses.values()) and len(losses) >= 20
 
 
-def test_the_test_tool_finds_the_same_accuracies(trained, fork_mmseg, folder, tmp_path):
-    run = fork_mmseg(TEST, CONFIG, trained / 'epoch_4.pth', '--work-dir', tmp_path / 'test', cwd=tmp_path,
+def test_the_test_tool_finds_the_same_accuracies(trained, fork_tool, folder, tmp_path):
+    run = fork_tool(TEST, CONFIG, trained / 'epoch_4.pth', '--work-dir', tmp_path / 'test', cwd=tmp_path,
                      env=dict(CIFAR10_ROOT=str(folder)))
     assert run.returncode == 0, run.stdout[-3000:]
     line = [line for line in run.stdout.splitlines() if 'Epoch(test)' in line][-1]
@@ -156,8 +156,8 @@ def test_the_hash_knows_the_training_and_not_its_place(trained):
         assert (config_hash(other) == wanted) == (key in place), key
 
 
-def test_epochs_and_schedule_change_together(folder, fork_mmseg, tmp_path):
-    run = fork_mmseg(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--epochs', '2', '--cfg-options',
+def test_epochs_and_schedule_change_together(folder, fork_tool, tmp_path):
+    run = fork_tool(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--epochs', '2', '--cfg-options',
                      'param_scheduler.warmup=0', 'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None',
                      cwd=tmp_path, env=dict(CIFAR10_ROOT=str(folder)))
     assert run.returncode == 0, run.stdout[-3000:]
@@ -173,8 +173,8 @@ def test_weights_alone_to_start_from(trained, train, tmp_path):
     assert f'Load checkpoint from {tmp_path}/weights.pth' in output
 
 
-def test_the_rate_is_scaled_by_the_batch_of_a_step(folder, fork_mmseg, tmp_path):
-    run = fork_mmseg(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--auto-scale-lr', '--cfg-options',
+def test_the_rate_is_scaled_by_the_batch_of_a_step(folder, fork_tool, tmp_path):
+    run = fork_tool(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--auto-scale-lr', '--cfg-options',
                      'optim_wrapper.accumulative_counts=4', 'param_scheduler.warmup=0', 'train_cfg.max_epochs=1',
                      cwd=tmp_path, env=dict(CIFAR10_ROOT=str(folder)))
     assert run.returncode == 0, run.stdout[-3000:]
@@ -248,9 +248,9 @@ def test_other_classes_in_validation(train, folder, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def test_tool(fork_mmseg, folder):
+def test_tool(fork_tool, folder):
     def run(checkpoint, *options, root=folder) -> str:
-        run = fork_mmseg(TEST, CONFIG, checkpoint, '--work-dir', checkpoint.parent / 'test', *options,
+        run = fork_tool(TEST, CONFIG, checkpoint, '--work-dir', checkpoint.parent / 'test', *options,
                          cwd=checkpoint.parent, env=dict(CIFAR10_ROOT=str(root)))
         assert 'Traceback' not in run.stdout
         return run.stdout

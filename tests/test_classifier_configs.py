@@ -85,9 +85,9 @@ SMALL = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'val
 
 
 @pytest.mark.parametrize('trunk', [trunk for trunk in TRUNKS if not trunk.endswith(('-b', '-m', '19', 'swin-s'))])
-def test_trunk_trains(trunk, fork_mmseg, folder, tmp_path):
+def test_trunk_trains(trunk, fork_tool, folder, tmp_path):
     """The config as it is, but for the size of images and batches."""
-    run = fork_mmseg(TOOL, of_trunk(trunk, '_moto-tokenprop'), '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL,
+    run = fork_tool(TOOL, of_trunk(trunk, '_moto-tokenprop'), '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL,
                      cwd=tmp_path, env=dict(IMAGENET_ROOT=str(folder)))
     assert run.returncode == 0, run.stdout[-3000:]
     steps = logged_steps(tmp_path / 'work')
@@ -95,9 +95,9 @@ def test_trunk_trains(trunk, fork_mmseg, folder, tmp_path):
     assert (tmp_path / 'work' / 'results.json').is_file() and (tmp_path / 'work' / 'epoch_1.pth').is_file()
 
 
-def test_a_linear_probe_trains_the_head_alone(fork_mmseg, folder, tmp_path):
+def test_a_linear_probe_trains_the_head_alone(fork_tool, folder, tmp_path):
     path = ROOT / 'configs' / 'imagenet' / 'deit-s_linear_8xb128-90e_in1k.py'
-    run = fork_mmseg(TOOL, path, '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL,
+    run = fork_tool(TOOL, path, '--work-dir', tmp_path / 'work', '--cfg-options', *SMALL,
                      'model.backbone.init_cfg=None', 'default_hooks.checkpoint.interval=1', cwd=tmp_path,
                      env=dict(IMAGENET_ROOT=str(folder)))
     assert run.returncode == 0, run.stdout[-3000:]

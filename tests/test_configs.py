@@ -35,10 +35,10 @@ SMALL = ['train_dataloader.dataset.pipeline.3.crop_size=(64,64)', 'model.data_pr
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
-def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_mmseg, fork_mmseg, tmp_path):
+def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_tool, fork_tool, tmp_path):
     """Trained as a user would; tested in a forked process, whose script is the same and whose imports are spared."""
     env = {'ADE20K_ROOT': str(ade_layout)}
-    train = run_mmseg('train', leaf, '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL, cwd=tmp_path,
+    train = run_tool('train', leaf, '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL, cwd=tmp_path,
                       env=env)
     assert train.returncode == 0, train.stdout[-3000:]
     lines = [json.loads(line) for log in (tmp_path / 'work').glob('*/vis_data/scalars.json')
@@ -48,26 +48,26 @@ def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_mmseg, fork_mms
     for step in steps:
         assert ('loss_tokenprop' in step) == ('tokenprop' in leaf.stem)
         assert step['loss'] == pytest.approx(sum(v for k, v in step.items() if 'loss_' in k), rel=1e-4)
-    run_test = run_mmseg if leaf in (SWIN[0], OCRNET) else fork_mmseg
+    run_test = run_tool if leaf in (SWIN[0], OCRNET) else fork_tool
     test = run_test('test', leaf, tmp_path / 'work' / 'iter_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
                      *SHORT, *SMALL, cwd=tmp_path, env=env)
     assert test.returncode == 0, test.stdout[-3000:]
     assert re.search(r'mIoU: \d', test.stdout)
 
 
-def test_leaf_resumes(drawn_ade, run_mmseg, tmp_path):
+def test_leaf_resumes(drawn_ade, run_tool, tmp_path):
     """With all of its own settings, mmengine's data workers among them."""
     options = [option for option in SHORT if 'workers' not in option and 'max_iters' not in option] + SMALL
     for flags, iterations in ([], 2), (['--resume'], 3):
-        run = run_mmseg('train', SWIN[3], '--work-dir', tmp_path / 'work', *flags, '--cfg-options', *options,
+        run = run_tool('train', SWIN[3], '--work-dir', tmp_path / 'work', *flags, '--cfg-options', *options,
                         f'train_cfg.max_iters={iterations}', cwd=tmp_path, env={'ADE20K_ROOT': str(drawn_ade)})
         assert run.returncode == 0, run.stdout[-3000:]
     assert 'Auto resumed from the latest checkpoint' in run.stdout and 'iter_2.pth' in run.stdout
     assert list(logged_steps(tmp_path / 'work')) == [3]
 
 
-def test_amp_rewrites_the_config_and_needs_a_gpu(drawn_ade, fork_mmseg, tmp_path):
-    run = fork_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--amp', '--cfg-options',
+def test_amp_rewrites_the_config_and_needs_a_gpu(drawn_ade, fork_tool, tmp_path):
+    run = fork_tool('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--amp', '--cfg-options',
                      *SHORT, *SMALL, cwd=tmp_path, env={'ADE20K_ROOT': str(drawn_ade)})
     dumped = Config.fromfile(tmp_path / 'work' / UPERNET['moto-tokenprop'].name)
     assert dumped.optim_wrapper.type == 'AmpOptimWrapper' and dumped.optim_wrapper.loss_scale == 'dynamic'
@@ -113,11 +113,11 @@ def test_bf16_autocast_of_a_whole_segmentor(leaf, plain_attention):
         assert value.item() == pytest.approx(losses[False][name].item(), rel=0.05), name
 
 
-def test_plain_leaf_starts_from_a_public_file(drawn_ade, run_mmseg, tmp_path):
+def test_plain_leaf_starts_from_a_public_file(drawn_ade, run_tool, tmp_path):
     """The recipe of a plain row with a file of the official DeiT's form; its positions grow from 14x14 to 32x32."""
     torch.save({'model': timm.create_model('deit_small_patch16_224').state_dict()}, tmp_path / 'deit.pth')
     options = [option for option in SHORT + SMALL if 'init_cfg' not in option]
-    run = run_mmseg('train', UPERNET[''], '--work-dir', tmp_path / 'work', '--cfg-options', *options,
+    run = run_tool('train', UPERNET[''], '--work-dir', tmp_path / 'work', '--cfg-options', *options,
                     f'model.backbone.init_cfg.checkpoint={tmp_path}/deit.pth', cwd=tmp_path,
                     env={'ADE20K_ROOT': str(drawn_ade)})
     assert run.returncode == 0, run.stdout[-3000:]
@@ -214,10 +214,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_what_cannot_work_ends_in_one_sentence(case, drawn_ade, fork_mmseg, tmp_path):
+def test_what_cannot_work_ends_in_one_sentence(case, drawn_ade, fork_tool, tmp_path):
     options, sentence = WRONG[case]
     base = [o for o in SHORT if 'checkpoint' not in case or 'init_cfg' not in o]
-    run = fork_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *base,
+    run = fork_tool('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *base,
                     'model.backbone.token_prop.output_scale=64', *options, cwd=tmp_path,
                     env={'ADE20K_ROOT': str(drawn_ade)})
     last = run.stdout.strip().splitlines()[-1]
@@ -226,11 +226,11 @@ def test_what_cannot_work_ends_in_one_sentence(case, drawn_ade, fork_mmseg, tmp_
     assert 'Traceback' not in run.stdout and 'Iter(train)' not in run.stdout
 
 
-def test_one_sentence_without_our_runner_too(drawn_ade, fork_mmseg, tmp_path):
+def test_one_sentence_without_our_runner_too(drawn_ade, fork_tool, tmp_path):
     """A user's own config need not name `runner_type`: the sentence comes from the hook or the first forward."""
     for case in ('decoder without hook', 'hook without decoder', 'whole-number means'):
         options, sentence = WRONG[case]
-        run = fork_mmseg('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT,
+        run = fork_tool('train', UPERNET['moto-tokenprop'], '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT,
                         'runner_type=Runner', *options, cwd=tmp_path, env={'ADE20K_ROOT': str(drawn_ade)})
         last = run.stdout.strip().splitlines()[-1]
         assert run.returncode == 1 and last.startswith('mmtok: ') and sentence in last

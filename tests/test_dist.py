@@ -34,14 +34,14 @@ def options(data_root, batch_size: int) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def runs(drawn_ade, run_mmseg, tmp_path_factory):
+def runs(drawn_ade, run_tool, tmp_path_factory):
     """[one process on batches of 2], [two processes on batches of 1]: what GradientLog wrote."""
     root = tmp_path_factory.mktemp('dist')
     config = root / 'logged.py'
     config.write_text(f"_base_ = {str(CONFIG)!r}\ncustom_imports = dict(imports=['gradient_log'])\n"
                       "custom_hooks = [dict(type='mmtok.TokenPropHook'), dict(type='GradientLog')]\n")
     env = {'PYTHONPATH': str(ROOT / 'tests')}
-    one = run_mmseg('train', config, '--work-dir', root / 'one', *options(drawn_ade, 2), cwd=root, env=env)
+    one = run_tool('train', config, '--work-dir', root / 'one', *options(drawn_ade, 2), cwd=root, env=env)
     assert one.returncode == 0, one.stdout[-3000:]
     two = run_tool(DIST_TRAIN, 'mmseg', config, 2, '--work-dir', root / 'two', *options(drawn_ade, 1), cwd=root, **env)
     assert two.returncode == 0, two.stdout[-3000:]

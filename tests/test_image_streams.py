@@ -114,9 +114,9 @@ def test_two_processes_evaluate_every_image_once(shard, shards, monkeypatch):
     assert bool(seen[1]) == (shard > 1)
 
 
-def test_a_training_by_the_tool(shards, fork_mmseg, tmp_path):
+def test_a_training_by_the_tool(shards, fork_tool, tmp_path):
     config = stream_config(tmp_path / 'streams.py', shards)
-    run = fork_mmseg(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path)
+    run = fork_tool(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     assert len(logged_steps(tmp_path / 'work')) == 12
 
@@ -154,19 +154,19 @@ train_cfg = dict(max_epochs=2)
 @pytest.mark.parametrize('spoilt, sentence', [
     ('val-0000.tar', '11 of 12 images were evaluated: a stream'),
     ('train-*.tar', 'epoch 1 had no iteration: of the images of train_dataloader.dataset none could be read')])
-def test_images_that_cannot_be_read(spoilt, sentence, shards, fork_mmseg, tmp_path):
+def test_images_that_cannot_be_read(spoilt, sentence, shards, fork_tool, tmp_path):
     copy = shutil.copytree(shards, tmp_path / 'shards')
     for path in copy.glob(spoilt):
         content = path.read_bytes()
         if spoilt == 'val-0000.tar':
             content = content.replace(b'\x89PNG', b'none', 1)
         path.write_bytes(content if spoilt == 'val-0000.tar' else b'no tar file' * 100)
-    run = fork_mmseg(ROOT / 'tools' / 'train_classifier.py', stream_config(tmp_path / 'streams.py', copy),
+    run = fork_tool(ROOT / 'tools' / 'train_classifier.py', stream_config(tmp_path / 'streams.py', copy),
                      '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert run.returncode != 0 and f'mmtok: {sentence}' in run.stdout and 'Traceback' not in run.stdout
 
 
-def test_a_data_set_of_hugging_face(folder, fork_mmseg, tmp_path):
+def test_a_data_set_of_hugging_face(folder, fork_tool, tmp_path):
     datasets = pytest.importorskip('datasets')
     plain = ImageDataset(str(folder), 'val', EVAL)
     names = list(plain.metainfo['classes'])
@@ -185,7 +185,7 @@ def test_a_data_set_of_hugging_face(folder, fork_mmseg, tmp_path):
     images, labels = (torch.cat(part) for part in zip(*stream, strict=True))
     assert torch.equal(images, torch.stack([plain[i][0] for i in range(12)]))
     assert labels.tolist() == rows['label']
-    run = fork_mmseg(
+    run = fork_tool(
         ROOT / 'tools' / 'train_classifier.py', ROOT / 'tests' / 'configs' / 'classifier_tiny.py', '--work-dir',
         tmp_path / 'work', '--epochs', '1', '--cfg-options', *(
             f'{loader}_dataloader.dataset.{option}' for loader, split in (('train', 'train'), ('val', 'validation'))

@@ -127,9 +127,9 @@ def test_without_a_learning_rate():
         build_optim_wrapper(nn.Linear(2, 2), cfg)
 
 
-def test_under_mmseg_s_own_training(drawn_ade, fork_mmseg, tmp_path):
+def test_under_mmseg_s_own_training(drawn_ade, fork_tool, tmp_path):
     roots = [f'{loader}_dataloader.dataset.data_root={drawn_ade}' for loader in ('train', 'val', 'test')]
-    run = fork_mmseg('train', ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py', '--work-dir', tmp_path / 'work',
+    run = fork_tool('train', ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py', '--work-dir', tmp_path / 'work',
                      '--cfg-options', *roots, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
                      'optim_wrapper.constructor=mmtok.LayerDecayOptimWrapperConstructor',
                      'optim_wrapper.paramwise_cfg.layer_decay_rate=0.75', cwd=tmp_path)

@@ -52,14 +52,14 @@ model = dict(pretrained=None, backbone=dict(
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 150, 16, 16)
 
 
-def test_all_snippets_train_under_mmseg(drawn_ade, fork_mmseg, tmp_path):
+def test_all_snippets_train_under_mmseg(drawn_ade, fork_tool, tmp_path):
     """As a user would add them to mmseg's own config, which brings its SyncBN, schedule and data."""
     first, decay, more = (textwrap.dedent(text) for text in re.findall(r'```python\n(.*?)```', README, re.S))
     name = re.search(r"_base_ = './(.*)'", first).group(1)
     (tmp_path / 'mine.py').write_text(first.replace(f'./{name}', str(MMSEG / 'configs' / 'vit' / name)) + more)
     (tmp_path / 'decay.py').write_text(f"_base_ = './mine.py'\n{decay}")
     roots = [f'{loader}_dataloader.dataset.data_root={drawn_ade}' for loader in ('train', 'val', 'test')]
-    run = fork_mmseg('train', tmp_path / 'decay.py', '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL,
+    run = fork_tool('train', tmp_path / 'decay.py', '--work-dir', tmp_path / 'work', '--cfg-options', *SHORT, *SMALL,
                      *roots, cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     assert 'loss_tokenprop' in run.stdout and 'Layer-wise decay: learning rates times 0.75' in run.stdout

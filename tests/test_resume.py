@@ -18,12 +18,12 @@ SEED = 'randomness.seed=0'
 
 
 @pytest.fixture(scope='module')
-def train(start_mmseg, drawn_ade):
+def train(start_tool, drawn_ade):
     """Start a training in a work directory with config options, resumed or not."""
     roots = [f'{name}_dataloader.dataset.data_root={drawn_ade}' for name in ('train', 'val', 'test')]
 
     def start(work_dir: Path, *options: str, config: Path = CONFIG, resume: bool = False, **limits):
-        return start_mmseg('train', config, '--work-dir', work_dir, *['--resume'][:resume], '--cfg-options', *roots,
+        return start_tool('train', config, '--work-dir', work_dir, *['--resume'][:resume], '--cfg-options', *roots,
                            *options, cwd=work_dir.parent, **limits)
     return start
 

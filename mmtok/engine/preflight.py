@@ -14,6 +14,7 @@ from ..errors import ConfigError, DataError, is_number
 
 ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.tar.xz', '.tar.bz2', '.zip')
 DENSE_HEADS = ('decode_head', 'bbox_head', 'rpn_head', 'roi_head')
+CLASS_HEADS = dict(decode_head=False, auxiliary_head=False, bbox_head=True, mask_head=True)  # whether exactly
 
 
 def check_data(cfg: dict, *loaders: str) -> None:
@@ -29,7 +30,7 @@ def check_data(cfg: dict, *loaders: str) -> None:
                 raise ConfigError(
                     f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
                     f"yours with --cfg-options {path}.data_root=/path/to/it (mmtok's configs: the environment "
-                    'variable ADE20K_ROOT, IMAGENET_ROOT or CIFAR10_ROOT sets all loaders)')
+                    'variable ADE20K_ROOT, COCO_ROOT, IMAGENET_ROOT or CIFAR10_ROOT sets all loaders)')
 
 
 def check_amp(cfg: dict) -> None:
@@ -136,15 +137,20 @@ def check_small_images(batch: dict, model: nn.Module, cfg: dict) -> None:
 
 
 def check_classes(cfg: dict, metainfo: dict) -> None:
-    """A classifier, and every head of a segmentor, has an output for every class of the data set."""
+    """A classifier, and every head of a segmentor, has an output for every class of the data set.
+
+    A detector's heads have no more than that either: the COCO metric cannot name what they would find.
+    """
     count, model = len(metainfo.get('classes') or ()), cfg.get('model') or {}
-    heads = [(f'model.{name}', head) for name in ('decode_head', 'auxiliary_head')
-             for head in as_list(model.get(name))]
-    for name, head in [('model', model), *heads]:  # a classifier has no head of its own in the config
+    heads = [('model', model, False)]  # a classifier has no head of its own in the config
+    for path, owner in (('model', model), ('model.roi_head', model.get('roi_head') or {})):
+        heads += [(f'{path}.{name}', head, exact) for name, exact in CLASS_HEADS.items()
+                  for head in as_list(owner.get(name))]
+    for path, head, exact in heads:
         known = head.get('num_classes')
-        if isinstance(known, int) and known < count:
-            raise ConfigError(f'{name}.num_classes={known}, but the data have {count} classes: make them equal')
-        if name == 'model' and isinstance(known, int) and 0 < count < known:
+        if isinstance(known, int) and count and (known != count if exact else known < count):
+            raise ConfigError(f'{path}.num_classes={known}, but the data have {count} classes: make them equal')
+        if path == 'model' and isinstance(known, int) and 0 < count < known:
             print_log(f'model.num_classes={known}, but the data have {count} classes: the others are never right',
                       logger='current', level=logging.WARNING)
 

@@ -73,7 +73,7 @@ def pattern(rng, texture, x, y):
     if texture == 2:
         return np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.4
     noise = np.fft.fft2(rng.normal(size=x.shape))
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(x.shape[0]), np.fft.fftfreq(x.shape[1])))
+    frequency = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, x.shape), indexing='ij'))
     return np.fft.ifft2(noise * np.exp(-((frequency - 0.6 / period) * 12 * period / 8) ** 2)).real > 0
 
 

@@ -1,0 +1,113 @@
+"""Every detection leaf through mmdet's own tools, from outside the project."""
+
+import json
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from conftest import ROOT, logged_steps
+
+FAMILIES = {'retinanet/retinanet_pvtv2-b1{}_fpn_1x_coco.py': (800, 1333),
+            'mask_rcnn/mask-rcnn_pvtv2-b1{}_fpn_1x_coco.py': (800, 1333),
+            'mask_rcnn/mask-rcnn_swin-t{}_fpn_ms-crop-1x_coco.py': (480, 1333),
+            'cascade_rcnn/cascade-mask-rcnn_swin-t{}_giou-4conv1f_fpn_ms-crop-1x_coco.py': (480, 1333)}
+VARIANTS = ('', '_moto', '_tokenprop', '_moto-tokenprop')
+LEAVES = [ROOT / 'configs' / family.format(variant) for family in FAMILIES for variant in VARIANTS]
+RETINANET, MASK_RCNN = LEAVES[3], LEAVES[11]
+
+# Shorter and smaller, nothing else: the data root comes from COCO_ROOT.
+SHORT = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'model.backbone.init_cfg=None',
+         'train_dataloader.dataset.indices=4', 'val_dataloader.dataset.indices=2', 'test_dataloader.dataset.indices=2',
+         *(f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
+           for option in ('num_workers=0', 'persistent_workers=False'))]
+SMALL_TEST = ['val_dataloader.dataset.pipeline.1.scale=(160,128)', 'test_dataloader.dataset.pipeline.1.scale=(160,128)']
+MULTI_SCALE = 'train_dataloader.dataset.pipeline.3.transforms'
+SMALL_TRAIN = {
+    False: ['train_dataloader.dataset.pipeline.2.scale=(160,128)'],
+    True: [f'{MULTI_SCALE}.0.0.scales=[(160,96),(160,128)]', f'{MULTI_SCALE}.1.0.scales=[(160,112)]',
+           f'{MULTI_SCALE}.1.1.crop_size=(64,96)', f'{MULTI_SCALE}.1.2.scales=[(160,96),(160,128)]']}
+# For the quick suite: the five classes that are drawn, and fewer regions, whose heads take most of the time
+CLASSES = '(disc,ring,square,triangle,cross)'
+FIVE = [f'{loader}_dataloader.dataset.metainfo.classes={CLASSES}' for loader in ('train', 'val', 'test')]
+MASK = [*FIVE, 'model.roi_head.mask_head.num_classes=5', 'model.test_cfg.rpn.max_per_img=20']
+DRAWN = {'retinanet': [*FIVE, 'model.bbox_head.num_classes=5'],
+         'mask': [*MASK, 'model.roi_head.bbox_head.num_classes=5', 'model.train_cfg.rcnn.sampler.num=16'],
+         'cascade': [*MASK, 'model.train_cfg.rpn_proposal.max_per_img=20',
+                     *(f'model.roi_head.bbox_head.{i}.num_classes=5' for i in range(3)),
+                     *(f'model.train_cfg.rcnn.{i}.sampler.num=16' for i in range(3))]}
+
+
+def small(leaf) -> list[str]:
+    return [*SHORT, *SMALL_TRAIN['ms-crop' in leaf.stem], *SMALL_TEST]
+
+
+def check_training(work_dir, leaf) -> None:
+    steps = logged_steps(work_dir)
+    assert list(steps) == [1, 2]
+    for step in steps.values():
+        assert ('loss_tokenprop' in step) == ('tokenprop' in leaf.stem)
+        assert step['loss'] == pytest.approx(sum(v for k, v in step.items() if 'loss_' in k), rel=1e-4)
+
+
+@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if 'moto-tokenprop' in leaf.stem], ids=lambda path: path.stem)
+def test_leaf_trains_and_tests_on_drawn_objects(leaf, drawn_coco, fork_tool, tmp_path):
+    options = [*small(leaf), *DRAWN[re.match('[a-z]+', leaf.stem)[0]]]
+    env = {'COCO_ROOT': str(drawn_coco)}
+    run = fork_tool('mmdet/train', leaf, '--work-dir', tmp_path / 'work', '--auto-scale-lr', '--cfg-options', *options,
+                    cwd=tmp_path, env=env)
+    assert run.returncode == 0, run.stdout[-3000:]
+    check_training(tmp_path / 'work', leaf)
+    assert 'the current batch size is 2. Scaling the original LR by 0.125.' in run.stdout
+    run = fork_tool('mmdet/test', leaf, tmp_path / 'work' / 'epoch_1.pth', '--work-dir', tmp_path / 'test',
+                    '--cfg-options', *options, cwd=tmp_path, env=env)
+    assert run.returncode == 0 and 'Epoch(test) [2/2]' in run.stdout, run.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
+def test_leaf_trains_and_tests_on_coco(leaf, coco, run_tool, tmp_path):
+    """As a user would, from outside the project: the data root and the image scale are changed, and nothing else."""
+    env = {'COCO_ROOT': str(coco)}
+    for name, arguments in (('train', []), ('test', [tmp_path / 'work' / 'epoch_1.pth'])):
+        run = run_tool(f'mmdet/{name}', leaf, *arguments, '--work-dir', tmp_path / 'work', '--cfg-options',
+                       *small(leaf), cwd=tmp_path, env=env)
+        assert run.returncode == 0, run.stdout[-3000:]
+        if name == 'train':
+            check_training(tmp_path / 'work', leaf)
+    assert 'Evaluating bbox' in run.stdout
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
+def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
+    lines = leaf.read_text().splitlines()
+    assert len(lines) <= 20
+    masks = 'mask' in leaf.stem
+    assert re.fullmatch(r'# paper: box AP \d\d\.\d' + r', mask AP \d\d\.\d' * masks, lines[0])
+    cfg = Config.fromfile(leaf)
+    assert cfg.train_dataloader.dataset.data_root == 'data/coco' and cfg.train_cfg.max_epochs == 12
+    assert cfg.model.backbone.init_cfg.checkpoint
+    if 'moto' in leaf.stem or 'tokenprop' in leaf.stem:  # what the classifier of the same trunk writes
+        name = re.fullmatch(r'work_dirs/(.*)/epoch_300.pth', cfg.model.backbone.init_cfg.checkpoint)[1]
+        assert (ROOT / 'configs' / 'imagenet' / f'{name}.py').is_file()
+
+
+def test_coco_root_of_the_environment_reaches_loaders_and_metrics(monkeypatch):
+    monkeypatch.setenv('COCO_ROOT', '/somewhere/else')
+    for leaf in LEAVES:
+        cfg = Config.fromfile(leaf)
+        assert {cfg[f'{name}_dataloader'].dataset.data_root for name in ('train', 'val', 'test')} == {'/somewhere/else'}
+        assert {cfg[f'{name}_evaluator'].ann_file for name in ('val', 'test')} == {
+            '/somewhere/else/annotations/instances_val2017.json'}
+
+
+@pytest.mark.parametrize('place, count', [('roi_head.bbox_head', 80), ('roi_head.mask_head', 4)])
+def test_heads_of_other_classes_end_in_one_sentence(place, count, drawn_coco, fork_tool, tmp_path):
+    """More than the data have, too: CocoMetric would fail after the first epoch."""
+    options = [o for o in DRAWN['mask'] if place not in o]
+    run = fork_tool('mmdet/train', MASK_RCNN, '--work-dir', tmp_path / 'work', '--cfg-options', *small(MASK_RCNN),
+                    *options, f'model.{place}.num_classes={count}', cwd=tmp_path, env={'COCO_ROOT': str(drawn_coco)})
+    assert run.returncode == 1 and 'Traceback' not in run.stdout and 'Epoch(train)' not in run.stdout
+    assert run.stdout.strip().splitlines()[-1] == (
+        f'mmtok: model.{place}.num_classes={count}, but the data have 5 classes: make them equal')
