@@ -31,8 +31,9 @@ def print_added_peak(warm_up: Callable, call: Callable) -> None:
 
 
 def measure_added_peak(command: str, options: dict, method: str, direction: str) -> float:
-    """MiB, from `benchmark.py COMMAND --memory-of METHOD DIRECTION` with these options."""
-    flags = [f'--{name}={value}' for name, value in options.items()]
+    """MiB, from `benchmark.py COMMAND --memory-of METHOD DIRECTION` with these options; a list gives several values."""
+    flags = [flag for name, value in options.items()
+             for flag in (f'--{name}', *map(str, value if isinstance(value, list) else [value]))]
     script = str(Path(__file__).parents[1] / 'benchmark.py')
     result = subprocess.run([sys.executable, script, command, *flags, OPTION, method, direction], check=True, text=True,
                             stdout=subprocess.PIPE)

@@ -1,0 +1,137 @@
+"""An iteration of training of each framework: plain against MoTo, TokenProp and both, by our configs as they stand.
+
+Forward, losses, backward and optimizer step of the model that the config describes, on a batch made up in memory; the
+variants take turns. Beside TokenProp's overhead stands the paper's, which is of ImageNet classifiers.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+
+from mmtok.registry import MODELS
+from mmtok.tokenprop.hook import attach
+
+from . import memory, timing
+from .timing import keep_pages, provenance, spread, time_interleaved, write_csv
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+VARIANTS = {'plain': '', 'MoTo': '_moto', 'TokenProp': '_tokenprop', 'both': '_moto-tokenprop'}
+# framework -> its config, with the variant's name to be filled in
+FRAMEWORKS = {
+    'classifier-deit-s': 'imagenet/deit-s{}_8xb128-300e_in1k.py',
+    'classifier-swin-t': 'imagenet/swin-t{}_8xb128-300e_in1k.py',
+    'upernet-deit-s': 'upernet/upernet_deit-s{}_8xb2-160k_ade20k-512x512.py',
+    'upernet-swin-t': 'upernet/upernet_swin-t{}_8xb2-160k_ade20k-512x512.py',
+    'retinanet-pvtv2-b1': 'retinanet/retinanet_pvtv2-b1{}_fpn_1x_coco.py',
+    'mask-rcnn-pvtv2-b1': 'mask_rcnn/mask-rcnn_pvtv2-b1{}_fpn_1x_coco.py',
+    'mask-rcnn-swin-t': 'mask_rcnn/mask-rcnn_swin-t{}_fpn_ms-crop-1x_coco.py',
+    'cascade-mask-rcnn-swin-t': 'cascade_rcnn/cascade-mask-rcnn_swin-t{}_giou-4conv1f_fpn_ms-crop-1x_coco.py',
+}
+PAPER = '3.5 to 6.7 %'  # TokenProp's overhead, DeiT-B to Swin-T
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument('--framework', choices=FRAMEWORKS, nargs='+', default=list(FRAMEWORKS), help='which to measure')
+    parser.add_argument('--size', type=timing.positive, nargs=2, default=[512, 512], metavar=('HEIGHT', 'WIDTH'),
+                        help='of the images of segmentors and detectors; classifiers have 224x224')
+    parser.add_argument('--batch', type=timing.positive, default=2, help='images; classifiers have 8 times as many')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to train')
+    parser.add_argument('--amp', action='store_true', help='in mixed precision, on a GPU')
+    timing.add_arguments(parser, repeats=7, name='training')
+    memory.add_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def make_batch(scope: str, model_cfg: dict, size: list[int], batch: int):
+    """What a data loader would give the model: images of the whole size, with labels, a semantic map or 8 objects."""
+    rng = np.random.RandomState(0)
+    if scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+        classes = 80
+        return demo_mm_inputs(batch, (3, *size), [8] * batch, classes, with_mask='roi_head' in model_cfg)
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.from_numpy(rng.randint(0, 150, (1, *size)))))
+                   for _ in range(batch)]
+    else:
+        size, batch = [224, 224], 8 * batch
+        samples = torch.from_numpy(rng.randint(0, 1000, batch))
+    images = torch.from_numpy(rng.randint(0, 256, (batch, 3, *size), dtype=np.uint8))
+    return [images, samples] if scope == 'mmengine' else dict(inputs=list(images), data_samples=samples)
+
+
+def make_step(framework: str, variant: str, args) -> Callable:
+    """One iteration, as mmengine's loop calls it."""
+    cfg = Config.fromfile(CONFIGS / FRAMEWORKS[framework].format(VARIANTS[variant]))
+    cfg.model.backbone.init_cfg = None
+    preprocessor = cfg.model.get('data_preprocessor')
+    if cfg.default_scope == 'mmseg':
+        preprocessor.size = cfg.model.backbone.img_size = tuple(args.size)
+        if cfg.model.backbone.type != 'mmtok.DeiT':
+            del cfg.model.backbone.img_size
+    torch.manual_seed(args.seed)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(args.device).train()
+        if args.amp:
+            cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    attach(model)
+    data = make_batch(cfg.default_scope, cfg.model, args.size, args.batch)
+
+    def step() -> None:
+        model.train_step(copy.deepcopy(data), wrapper)  # preprocessors pad masks in place
+        if args.device != 'cpu':
+            torch.cuda.synchronize()
+    return step
+
+
+def peak_mib(framework: str, variant: str, args, step: Callable) -> float:
+    """What an iteration needs beside what lay there before; on a CPU of a fresh process, whose second step counts."""
+    if args.device == 'cpu':
+        options = dict(framework=framework, size=args.size, batch=args.batch, seed=args.seed)
+        return memory.measure_added_peak('training', options, variant, framework)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def measure(framework: str, args) -> list[dict]:
+    """One block of the report; rows for the CSV. Overheads are medians over rounds of this / plain in the same round."""
+    steps = {variant: make_step(framework, variant, args) for variant in VARIANTS}
+    times = time_interleaved(steps, args.repeats)
+    print(f'\n{framework}\n  {"":10} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8}   over plain, 20 %, 80 %')
+    rows = []
+    for variant, values in times.items():
+        median, low, high = spread(values)
+        over = [100 * (ratio - 1) for ratio in spread(values / times['plain'])]
+        peak = peak_mib(framework, variant, args, steps[variant])
+        note = f'   (paper, classifiers: {PAPER})' if variant == 'TokenProp' else ''
+        print(f'  {variant:10} {median:9.1f} {low:9.1f} {high:9.1f} {peak:8.0f}   {over[0]:8.1f} {over[1]:6.1f} '
+              f'{over[2]:6.1f} %{note}', flush=True)
+        rows.append(dict(framework=framework, variant=variant, size='x'.join(map(str, args.size)), batch=args.batch,
+                         amp=args.amp, ms_median=round(median, 2), ms_p20=round(low, 2), ms_p80=round(high, 2),
+                         peak_mib=round(peak, 1), over_plain_percent=round(over[0], 2), over_p20=round(over[1], 2),
+                         over_p80=round(over[2], 2), repeats=args.repeats, **provenance(args.seed)))
+    return rows
+
+
+def run(args) -> None:
+    if args.memory_of:
+        variant, framework = args.memory_of
+        step = make_step(framework, variant, args)
+        memory.print_added_peak(step, step)
+        return
+    keep_pages()
+    print(f'An iteration of training: batch {args.batch} of {"x".join(map(str, args.size))}, classifiers '
+          f'{8 * args.batch} of 224x224; {args.device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}. '
+          f'Medians of {args.repeats} interleaved rounds; MiB is what an iteration adds.')
+    write_csv(args.out, [row for framework in args.framework for row in measure(framework, args)])
