@@ -94,3 +94,26 @@ def test_tokens_do_not_depend_on_the_padding_of_the_batch(name, tokenizer, prepr
     assert all(deviation(batch) <= 1e-5 for batch in batches)
     backbone.mask_padding = False
     assert all(deviation(batch) > 1e-3 for batch in batches)
+
+
+@pytest.mark.parametrize('name', ['Swin', 'PVTv2'])
+def test_the_last_stage_deviates_no_more_than_the_plain_trunk_s(name):
+    """Windows and convolutions of a trunk reach into the padding that the tokenizer leaves out, MoTo or not."""
+    torch.manual_seed(0)
+    plain = BACKBONES[name]().eval()
+    moto = BACKBONES[name](tokenizer=dict(type='mmtok.MoToTokenizer')).eval()
+    moto.trunk.load_state_dict(plain.trunk.state_dict())
+    pairs = [(photo(97 + 32 * i, 130, i), photo(256, 288, 10 + i)) for i in range(4)]
+    batches = [(through_mmdet([image], (32, 32)), through_mmdet([image, larger], (32, 32))) for image, larger in pairs]
+
+    def deviation(backbone) -> float:
+        """Of the last map where the image is, over the images, relative to it."""
+        found = []
+        for alone, beside in batches:
+            with torch.no_grad():
+                expected, other = backbone(alone)[-1][0], backbone(beside)[-1][0]
+            rows, columns = expected.shape[1:]
+            found.append((other[:, :rows, :columns] - expected).norm() / expected.norm())
+        return float(torch.stack(found).mean())
+    assert 0 < deviation(moto) <= 1.1 * deviation(plain)
+    print(name, deviation(moto), deviation(plain))
