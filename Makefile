@@ -6,7 +6,7 @@ JOBS ?= 2
 override STACK := $(shell $(PYTHON) tools/setup_env.py --resolve $(STACK))
 PY := .envs/$(STACK)/bin/python
 
-.PHONY: env demo demo-pretrain test test-slow lint benchmark
+.PHONY: env demo demo-det demo-pretrain test test-slow lint benchmark
 
 env:
 	@test -n "$(STACK)"  # empty when the stack or the Python does not fit: its message stands above
@@ -14,6 +14,9 @@ env:
 
 demo: env
 	@$(PY) tools/demo/run.py
+
+demo-det: env
+	@$(PY) tools/demo/detect.py
 
 demo-pretrain: env
 	@$(PY) tools/demo/pretrain.py
