@@ -1,0 +1,112 @@
+"""Detection data that a user has: empty images, thin boxes, grey and narrow images, annotations without images."""
+
+import json
+import math
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import ROOT, logged_steps
+
+sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
+import objects
+
+MASK_RCNN, = (ROOT / 'configs' / 'demo').glob('mask-rcnn*.py')
+RETINANET = ROOT / 'configs' / 'retinanet' / 'retinanet_pvtv2-b1_moto-tokenprop_fpn_1x_coco.py'
+LOADERS = ('train', 'val', 'test')
+QUICK = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
+         'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+         'train_dataloader.batch_sampler=None', 'train_dataloader.batch_size=4']
+FIVE = ['model.backbone.init_cfg=None', 'model.bbox_head.num_classes=5',
+        'train_dataloader.dataset.pipeline.2.scale=(160,160)',
+        *(f'{loader}_dataloader.dataset.metainfo.classes={objects.CLASSES}'.replace("'", '').replace(' ', '')
+          for loader in LOADERS)]
+
+
+def options(root) -> list[str]:
+    return [*QUICK, *(f'{loader}_dataloader.dataset.data_root={root}' for loader in LOADERS),
+            *(f'{loader}_evaluator.ann_file={root}/annotations/instances_val2017.json' for loader in LOADERS[1:])]
+
+
+def box(number: int, image: int, x: int, y: int, width: int, height: int) -> dict:
+    polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
+    return dict(id=number, image_id=image, category_id=number % 5 + 1, bbox=[x, y, width, height], iscrowd=0,
+                area=width * height, segmentation=[polygon])
+
+
+@pytest.fixture
+def odd(drawn_coco, tmp_path):
+    """An image without objects, one with a box of 1 pixel's width, a grey one, and one of 1000x20 pixels."""
+    rng, root = np.random.default_rng(0), tmp_path / 'odd'
+    for folder in ('train2017', 'annotations'):
+        (root / folder).mkdir(parents=True)
+    (root / 'val2017').symlink_to(drawn_coco / 'val2017')
+    (root / 'annotations' / 'instances_val2017.json').symlink_to(
+        drawn_coco / 'annotations' / 'instances_val2017.json')
+    shapes = [(96, 128, 3), (96, 128, 3), (96, 128), (20, 1000, 3)]
+    for number, shape in enumerate(shapes, 1):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / 'train2017' / f'{number}.jpg')
+    boxes = [box(1, 2, 40, 20, 1, 50), box(2, 3, 10, 10, 60, 40), box(3, 4, 300, 2, 200, 15)]
+    images = [dict(id=i, file_name=f'{i}.jpg', height=shape[0], width=shape[1]) for i, shape in enumerate(shapes, 1)]
+    categories = [dict(id=i, name=name) for i, name in enumerate(objects.CLASSES, 1)]
+    (root / 'annotations' / 'instances_train2017.json').write_text(
+        json.dumps(dict(images=images, annotations=boxes, categories=categories)))
+    return root
+
+
+@pytest.mark.parametrize('config', [MASK_RCNN, RETINANET], ids=['mask-rcnn', 'retinanet'])
+def test_a_batch_of_odd_images(config, odd, fork_tool, tmp_path):
+    everything = ['train_dataloader.dataset.filter_cfg.filter_empty_gt=False',
+                  'train_dataloader.dataset.filter_cfg.min_size=0', 'train_cfg.max_epochs=2']
+    run = fork_tool('mmdet/train', config, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd),
+                    *(FIVE if config == RETINANET else []), *everything, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    steps = logged_steps(tmp_path / 'work')
+    assert len(steps) == 2 and all(math.isfinite(value) for step in steps.values() for value in step.values())
+    assert all('loss_tokenprop' in step for step in steps.values())
+
+
+def spoil_image(root):
+    (root / 'train2017' / '2.jpg').unlink()
+
+
+def spoil_list(root):
+    (root / 'annotations' / 'instances_train2017.json').unlink()
+
+
+def spoil_classes(root):
+    path = root / 'annotations' / 'instances_train2017.json'
+    path.write_text(path.read_text().replace('"disc"', '"car"').replace('"ring"', '"bus"').replace('"cross"', '"x"')
+                    .replace('"square"', '"y"').replace('"triangle"', '"z"'))
+
+
+WRONG = {
+    'image': (spoil_image, r'train2017/2.jpg is not there, but the data set lists it'),
+    'list': (spoil_list, r'CocoDataset: .*instances_train2017.json is not there; name the right folder'),
+    'classes': (spoil_classes, r'CocoDataset found no image with .*: see whether ann_file lists images there, and '
+                               'whether metainfo.classes'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_what_is_missing_is_said_in_one_sentence(case, odd, fork_tool, tmp_path):
+    spoil, sentence = WRONG[case]
+    spoil(odd)
+    run = fork_tool('mmdet/train', MASK_RCNN, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd),
+                    cwd=tmp_path)
+    assert run.returncode == 1 and 'Traceback' not in run.stdout and 'Epoch(train)' not in run.stdout
+    assert re.search(f'^mmtok: .*{sentence}', run.stdout, re.M), run.stdout[-500:]
+
+
+def test_a_damaged_image_is_skipped(drawn_coco, fork_tool, tmp_path):
+    root = shutil.copytree(drawn_coco, tmp_path / 'data')
+    bad = next((root / 'train2017').iterdir())
+    bad.write_bytes(b'no image')
+    run = fork_tool('mmdet/train', MASK_RCNN, '--work-dir', tmp_path / 'work', '--cfg-options', *options(root),
+                    cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert f'{bad} cannot be decoded' in run.stdout and 'another image takes its place' in run.stdout
