@@ -1,10 +1,8 @@
 """Every detection leaf through mmdet's own tools, from outside the project."""
 
-import json
 import re
 
 import pytest
-import torch
 from mmengine.config import Config
 
 from conftest import ROOT, logged_steps

@@ -105,7 +105,7 @@ def peak_mib(framework: str, variant: str, args, step: Callable) -> float:
 
 
 def measure(framework: str, args) -> list[dict]:
-    """One block of the report; rows for the CSV. Overheads are medians over rounds of this / plain in the same round."""
+    """One block of the report; rows for the CSV. Overheads are medians over rounds, of this / plain in the same."""
     steps = {variant: make_step(framework, variant, args) for variant in VARIANTS}
     times = time_interleaved(steps, args.repeats)
     print(f'\n{framework}\n  {"":10} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8}   over plain, 20 %, 80 %')
@@ -132,6 +132,6 @@ def run(args) -> None:
         return
     keep_pages()
     print(f'An iteration of training: batch {args.batch} of {"x".join(map(str, args.size))}, classifiers '
-          f'{8 * args.batch} of 224x224; {args.device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}. '
-          f'Medians of {args.repeats} interleaved rounds; MiB is what an iteration adds.')
+          f'{8 * args.batch} of 224x224; {args.device}, {torch.get_num_threads()} thread(s), torch '
+          f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what an iteration adds.')
     write_csv(args.out, [row for framework in args.framework for row in measure(framework, args)])

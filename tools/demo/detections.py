@@ -26,9 +26,9 @@ def draw_objects(axis, image: np.ndarray, objects: list[tuple[int, np.ndarray, n
         shown[mask] = 0.5 * shown[mask] + 0.5 * palette[kind]
     axis.imshow(shown.astype(np.uint8))
     for kind, (left, top, right, bottom), _, text in objects:
-        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=palette[kind] / 255, lw=1.5))
-        axis.text(left, top - 2, text, fontsize=7, color='white', backgroundcolor=palette[kind] / 255,
-                  bbox=dict(pad=0.5, lw=0, color=palette[kind] / 255))
+        color = palette[kind] / 255
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, lw=1.5))
+        axis.text(left, top - 2, text, fontsize=7, color='white', bbox=dict(pad=0.5, lw=0, color=color))
 
 
 def draw_detections(config: Path, checkpoint: Path, data: Path, out: Path, count: int = 5) -> Path:

@@ -1,4 +1,4 @@
-# Boxes and masks with the multi-scale training of Swin's detection code: one of eleven sizes, half of the images cropped
+# Boxes and masks, trained at many scales as by Swin's detection code: one of eleven sizes, half of the images cropped
 _base_ = './coco_instance.py'
 sizes = dict(
     type='RandomChoiceResize', scales=[(side, 1333) for side in range(480, 801, 32)], keep_ratio=True)
