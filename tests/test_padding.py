@@ -55,6 +55,9 @@ BACKBONES = {
     'PVTv2': lambda **options: PVTv2(arch=dict(embed_dims=(8, 16, 40, 64), mlp_ratios=(2, 2, 2, 2), **PYRAMID),
                                      **options),
     'T2TViT': lambda **options: T2TViT(arch=PLAIN, out_indices=0, **options)}
+BODIES = {
+    'Swin': lambda **options: Swin(arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)), **options),
+    'PVTv2': lambda **options: PVTv2(arch='b0', **options)}
 CASES = {f'{name}-{placement}': (name, dict(type='mmtok.MoToTokenizer', placement=placement))
          for name in BACKBONES if name != 'T2TViT' for placement in ('stem', 'token', 'branch')}
 CASES |= {f'T2TViT-{attention}-{"moto" if moto else "plain"}':
@@ -96,18 +99,16 @@ def test_tokens_do_not_depend_on_the_padding_of_the_batch(name, tokenizer, prepr
     assert all(deviation(batch) > 1e-3 for batch in batches)
 
 
+@pytest.mark.parametrize('placement', ['stem', pytest.param('token', marks=pytest.mark.slow),
+                                       pytest.param('branch', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', ['Swin', 'PVTv2'])
-def test_the_last_stage_deviates_no_more_than_the_plain_trunk_s(name):
+def test_the_last_stage_deviates_no_more_than_the_plain_trunk_s(name, placement):
     """Windows and convolutions of a trunk reach into the padding that the tokenizer leaves out, MoTo or not."""
-    torch.manual_seed(0)
-    plain = BACKBONES[name]().eval()
-    moto = BACKBONES[name](tokenizer=dict(type='mmtok.MoToTokenizer')).eval()
-    moto.trunk.load_state_dict(plain.trunk.state_dict())
     pairs = [(photo(97 + 32 * i, 130, i), photo(256, 288, 10 + i)) for i in range(4)]
     batches = [(through_mmdet([image], (32, 32)), through_mmdet([image, larger], (32, 32))) for image, larger in pairs]
 
     def deviation(backbone) -> float:
-        """Of the last map where the image is, over the images, relative to it."""
+        """Of the last map where the image is, relative to it, the mean over the images."""
         found = []
         for alone, beside in batches:
             with torch.no_grad():
@@ -115,5 +116,12 @@ def test_the_last_stage_deviates_no_more_than_the_plain_trunk_s(name):
             rows, columns = expected.shape[1:]
             found.append((other[:, :rows, :columns] - expected).norm() / expected.norm())
         return float(torch.stack(found).mean())
-    assert 0 < deviation(moto) <= 1.1 * deviation(plain)
-    print(name, deviation(moto), deviation(plain))
+    deviations = dict(plain=0, moto=0)
+    for seed in range(4):  # one draw of weights tells little: the ratio scatters by 10 %
+        torch.manual_seed(seed)
+        plain = BODIES[name]().eval()
+        moto = BODIES[name](tokenizer=dict(type='mmtok.MoToTokenizer', placement=placement)).eval()
+        moto.trunk.load_state_dict(plain.trunk.state_dict())
+        deviations['plain'] += deviation(plain)
+        deviations['moto'] += deviation(moto)
+    assert 0 < deviations['moto'] <= 1.1 * deviations['plain'], deviations
