@@ -124,11 +124,11 @@ def drawn_ade(tmp_path_factory) -> Path:
 
 
 def tool(name: str | Path) -> Path:
-    """A tool of mmseg by its name, 'train', of mmdet as 'mmdet/train', as installed; or a script by its path."""
+    """A tool of mmseg by its name, 'train', of any package as 'mmdet/train', as installed; or a script by its path."""
     if isinstance(name, Path):
         return name
-    package, _, script = name.rpartition('/')
-    return Path(importlib.import_module(package or 'mmseg').__file__).parent / '.mim' / 'tools' / f'{script}.py'
+    package, _, script = name.partition('/') if '/' in name else ('mmseg', '', name)
+    return Path(importlib.import_module(package).__file__).parent / '.mim' / 'tools' / f'{script}.py'
 
 
 def logged_steps(work_dir: Path) -> dict[int, dict]:
