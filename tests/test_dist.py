@@ -17,7 +17,7 @@ DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
 ITERATIONS = 5
 
 
-def run_tool(tool, *arguments, cwd, file_limit=None, **env) -> subprocess.CompletedProcess:
+def run_script(tool, *arguments, cwd, file_limit=None, **env) -> subprocess.CompletedProcess:
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     return subprocess.run([str(tool), *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, timeout=300,
@@ -43,7 +43,8 @@ def runs(drawn_ade, run_tool, tmp_path_factory):
     env = {'PYTHONPATH': str(ROOT / 'tests')}
     one = run_tool('train', config, '--work-dir', root / 'one', *options(drawn_ade, 2), cwd=root, env=env)
     assert one.returncode == 0, one.stdout[-3000:]
-    two = run_tool(DIST_TRAIN, 'mmseg', config, 2, '--work-dir', root / 'two', *options(drawn_ade, 1), cwd=root, **env)
+    two = run_script(DIST_TRAIN, 'mmseg', config, 2, '--work-dir', root / 'two', *options(drawn_ade, 1), cwd=root,
+                     **env)
     assert two.returncode == 0, two.stdout[-3000:]
     assert 'No GPU: gradients are averaged over CPU processes (gloo)' in two.stdout
     load = [torch.load(path, weights_only=False) for path in sorted(root.glob('*/rank*.pth'))]
@@ -75,17 +76,38 @@ def test_two_processes_resume_as_if_nothing_had_happened(drawn_ade, tmp_path):
               'train_dataloader.batch_size=1', 'default_hooks.checkpoint.max_keep_ckpts=-1',
               *(f'{name}_dataloader.dataset.data_root={drawn_ade}' for name in ('train', 'val', 'test'))]
     whole, again = tmp_path / 'whole', tmp_path / 'again'
-    run = run_tool(DIST_TRAIN, 'mmseg', CONFIG, 2, '--work-dir', whole, *shared, cwd=tmp_path)
+    run = run_script(DIST_TRAIN, 'mmseg', CONFIG, 2, '--work-dir', whole, *shared, cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     again.mkdir()
     shutil.copy(whole / 'iter_3.pth', again)
     (again / 'last_checkpoint').write_text(str(again / 'iter_3.pth'))
-    run = run_tool(DIST_TRAIN, 'mmseg', CONFIG, 2, '--work-dir', again, '--resume', *shared, cwd=tmp_path)
+    run = run_script(DIST_TRAIN, 'mmseg', CONFIG, 2, '--work-dir', again, '--resume', *shared, cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     states = torch.load(again / 'iter_3.pth', weights_only=False)['mmtok_rng']
     assert len(states) == 2 and not torch.equal(states[0]['torch']['cpu'], states[1]['torch']['cpu'])
     losses, expected = ({step: line['loss'] for step, line in logged_steps(path).items()} for path in (again, whole))
     assert losses == pytest.approx({step: expected[step] for step in (4, 5, 6)}, rel=1e-5)
+
+
+def test_two_processes_train_and_resume_a_detector(drawn_coco, tmp_path):
+    config, = (ROOT / 'configs' / 'demo').glob('mask-rcnn*.py')
+    shared = ['--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2',
+              'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=1',
+              'train_dataloader.dataset.pipeline.2.prob=0.0',  # flips come from data workers, which start anew
+              *(f'{name}_dataloader.dataset.data_root={drawn_coco}' for name in ('train', 'val', 'test')),
+              *(f'{name}_evaluator.ann_file={drawn_coco}/annotations/instances_val2017.json'
+                for name in ('val', 'test'))]
+    whole, again = tmp_path / 'whole', tmp_path / 'again'
+    run = run_script(DIST_TRAIN, 'mmdet', config, 2, '--work-dir', whole, *shared, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert 'the current batch size is 4. Scaling the original LR by 0.25.' in run.stdout
+    again.mkdir()
+    shutil.copy(whole / 'epoch_1.pth', again)
+    (again / 'last_checkpoint').write_text(str(again / 'epoch_1.pth'))
+    run = run_script(DIST_TRAIN, 'mmdet', config, 2, '--work-dir', again, '--resume', *shared, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    losses, expected = ({step: line['loss'] for step, line in logged_steps(path).items()} for path in (again, whole))
+    assert len(expected) == 4 and losses == pytest.approx({step: expected[step] for step in (3, 4)}, rel=1e-5)
 
 
 SWIN = """_base_ = {base!r}
@@ -109,7 +131,7 @@ def test_swin_leaves_no_parameter_unused_and_a_full_disk_blocks_nobody(tokenizer
     hooks = [dict(type='mmtok.TokenPropHook')] if token_prop else []
     config.write_text(SWIN.format(base=str(CONFIG), tokenizer=tokenizer, token_prop=token_prop, with_cp=with_cp,
                                   hooks=hooks))
-    run = run_tool(DIST_TRAIN, 'mmseg', config, 2, '--work-dir', tmp_path / 'work', '--cfg-options',
+    run = run_script(DIST_TRAIN, 'mmseg', config, 2, '--work-dir', tmp_path / 'work', '--cfg-options',
                    'train_dataloader.batch_size=1', 'train_cfg.max_iters=4', 'train_cfg.val_interval=2',
                    'default_hooks.checkpoint.save_best=mIoU',
                    *(f'{name}_dataloader.dataset.data_root={drawn_ade}' for name in ('train', 'val', 'test')),
@@ -130,7 +152,7 @@ def test_swin_leaves_no_parameter_unused_and_a_full_disk_blocks_nobody(tokenizer
     (['mmseg', 'no.py', 2], "mmtok: the config 'no.py' is not there"),
 ], ids=lambda value: str(value)[:20] if isinstance(value, str) else 'x')
 def test_wrong_arguments(arguments, sentence, tmp_path):
-    run = run_tool(DIST_TRAIN, *arguments, cwd=tmp_path)
+    run = run_script(DIST_TRAIN, *arguments, cwd=tmp_path)
     assert run.returncode != 0 and run.stdout.startswith(sentence) and len(run.stdout.splitlines()) == 1
 
 
@@ -139,7 +161,7 @@ def test_a_package_that_is_not_installed(tmp_path):
     python = tmp_path / 'python'
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
     python.chmod(0o755)
-    run = run_tool(DIST_TRAIN, 'mmseg', CONFIG, 2, cwd=tmp_path, PYTHON=str(python))
+    run = run_script(DIST_TRAIN, 'mmseg', CONFIG, 2, cwd=tmp_path, PYTHON=str(python))
     assert run.returncode == 1 and 'mmtok: mmseg is not installed for' in run.stdout
 
 
@@ -147,7 +169,7 @@ def test_slurm_asks_for_what_the_script_says(tmp_path):
     """A stand-in for srun prints what it was given."""
     (tmp_path / 'srun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / 'srun').chmod(0o755)
-    run = run_tool(ROOT / 'tools' / 'slurm_train.sh', 'gpu', 'job', 'mmseg', CONFIG, '--amp', cwd=tmp_path, GPUS='16',
+    run = run_script(ROOT / 'tools' / 'slurm_train.sh', 'gpu', 'job', 'mmseg', CONFIG, '--amp', cwd=tmp_path, GPUS='16',
                    SRUN_ARGS='--quiet --time=1:00', PATH=f'{tmp_path}:{os.environ["PATH"]}')
     words = run.stdout.splitlines()
     assert run.returncode == 0
