@@ -77,4 +77,4 @@ def draw_coco_folder(root: Path, train: int = 400, val: int = 60, seed: int = 0)
                             for i, (kind, mask) in enumerate(objects, 1)]
         categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
         (root / 'annotations' / f'instances_{split}.json').write_text(
-            json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+            json.dumps(dict(info={}, images=images, annotations=annotations, categories=categories)))
