@@ -11,8 +11,15 @@ from .preflight import check_data, check_small_images
 from .runner import Runner
 
 
-class NamesSmallImages:
-    """For both loops: a look at each batch before the model gets it."""
+class ChecksData:
+    """For both loops: a look at each batch before the model gets it, and at what a metric was given."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for metric in self.evaluator.metrics:
+            annotations = getattr(metric, '_coco_api', None)
+            if annotations is not None:  # newer pycocotools copy it when all is predicted, and fail without
+                annotations.dataset.setdefault('info', {})
 
     def run_iter(self, idx: int, data_batch: dict) -> None:
         model = self.runner.model
@@ -21,12 +28,12 @@ class NamesSmallImages:
 
 
 @LOOPS.register_module()
-class ValLoop(NamesSmallImages, MMEngineValLoop):
+class ValLoop(ChecksData, MMEngineValLoop):
     """mmengine's ValLoop."""
 
 
 @LOOPS.register_module()
-class TestLoop(NamesSmallImages, MMEngineTestLoop):
+class TestLoop(ChecksData, MMEngineTestLoop):
     """mmengine's TestLoop, with the checks of `mmtok.Runner` for tools that do not heed `runner_type`."""
 
     def __init__(self, runner: MMEngineRunner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
