@@ -179,6 +179,18 @@ def test_merged_groups_step_as_those_of_each_parameter():
         assert torch.allclose(ours[name], weight, rtol=1e-6, atol=1e-8), name
 
 
+def test_shared_parameters_are_not_stepped_twice():
+    one, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    other.weight = one.weight
+    cfg = ConfigDict(type='OptimWrapper', constructor='mmtok.OptimWrapperConstructor',
+                     optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(flat_decay_mult=0.0))
+    with pytest.raises(ConfigError, match='set optim_wrapper.paramwise_cfg.bypass_duplicate=True'):
+        build_optim_wrapper(torch.nn.Sequential(one, other), cfg.copy())
+    cfg.paramwise_cfg.bypass_duplicate = True
+    groups = build_optim_wrapper(torch.nn.Sequential(one, other), cfg).optimizer.param_groups
+    assert sum(len(group['params']) for group in groups) == 3
+
+
 def test_the_positions_of_pvt_decay_as_its_authors():
     cfg = Config.fromfile(ROOT / 'configs/imagenet/pvt-s_8xb128-300e_in1k.py')
     model = MODELS.build(cfg.model)

@@ -45,6 +45,8 @@ class ResultsHook(Hook):
         self.curve, self.seconds, self.started = [], [], None
 
     def before_run(self, runner: Runner) -> None:
+        if not isinstance(runner._train_loop, (dict, type(None))):  # a training
+            check_same_classes(runner.train_loop.dataloader.dataset, runner.val_loop)
         path = Path(runner.work_dir) / RESULTS
         if runner._resume and path.is_file():
             known = json.loads(path.read_text())
@@ -53,9 +55,19 @@ class ResultsHook(Hook):
                 runner.logger.warning(f'{path} was written with other settings than these: it goes on as if they had '
                                       'been the same.')
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Looks at the length of the epochs, before CheckpointHook gives up the oldest file."""
+        meta = checkpoint.get('meta') or {}
+        epochs, iterations = meta.get('epoch', 0), meta.get('iter', 0)
+        if not runner._resume or not epochs:
+            return
+        length = len(runner.train_loop.dataloader)
+        if iterations != epochs * length:
+            raise ConfigError(f'the {epochs} epochs of the checkpoint had {iterations} iterations, and now each has '
+                              f'{length}: go on with the same images, batch size and number of processes')
+
     def before_train(self, runner: Runner) -> None:
         data = runner.train_loop.dataloader.dataset
-        check_same_classes(data, runner.val_loop)
         if is_main_process() and getattr(data, 'indices', None) is not None:
             names = '\n'.join(data.filename(i) for i in range(len(data)))
             write_whole(str(Path(runner.work_dir) / TRAIN_LIST), f'{names}\n'.encode())
@@ -101,15 +113,7 @@ class ResultsHook(Hook):
 
 
 def check_schedule(runner: Runner) -> None:
-    """Says what would not be the training that the config describes.
-
-    Raises:
-        ConfigError: When epochs have another length than those of the checkpoint that is resumed.
-    """
-    length = len(runner.train_loop.dataloader)
-    if runner.epoch and runner.iter != runner.epoch * length:
-        raise ConfigError(f'the {runner.epoch} epochs of the checkpoint had {runner.iter} iterations, and now each has '
-                          f'{length}: go on with the same images, batch size and number of processes')
+    """Says what would not be the training that the config describes."""
     if runner.epoch >= runner.max_epochs:
         runner.logger.info(f'Epoch {runner.epoch} of {runner.max_epochs} is done: nothing is left to train.')
     schedule = runner.cfg.get('param_scheduler')

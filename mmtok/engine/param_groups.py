@@ -3,6 +3,7 @@
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from ..errors import ConfigError
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -12,11 +13,18 @@ class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     mmengine gives each parameter a group of its own when there is a `paramwise_cfg`, so that an optimizer steps them
     one by one. The groups of timm's scripts, which this gives, are stepped by torch's multi-tensor kernels on a GPU.
+
+    Raises:
+        ConfigError: When modules share parameters, and `bypass_duplicate` is not set.
     """
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **options) -> None:
         super().add_params(params, module, prefix, **options)
         if not prefix:  # it calls itself for each child
+            parameters = [id(parameter) for group in params for parameter in group['params']]
+            if len(parameters) > len(set(parameters)):  # one group of it would be stepped twice
+                raise ConfigError('modules of the model share parameters: set '
+                                  'optim_wrapper.paramwise_cfg.bypass_duplicate=True')
             self.set_options(params, module)
             usual = {key: value for key, value in self.optimizer_cfg.items() if key != 'type'}
             params[:] = merge([{**usual, **group} for group in params])

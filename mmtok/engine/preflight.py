@@ -141,11 +141,13 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
 
     A detector's heads have no more than that either: the COCO metric cannot name what they would find.
     """
-    count, model = len(metainfo.get('classes') or ()), cfg.get('model') or {}
+    # Data sets of several classes that are joined have a list of them
+    count = len(metainfo.get('classes') or ()) if isinstance(metainfo, dict) else 0
+    model = cfg.get('model') or {}
     heads = [('model', model, False)]  # a classifier has no head of its own in the config
     for path, owner in (('model', model), ('model.roi_head', model.get('roi_head') or {})):
         heads += [(f'{path}.{name}', head, exact) for name, exact in CLASS_HEADS.items()
-                  for head in as_list(owner.get(name))]
+                  for head in as_list(owner.get(name)) if not head.get('class_agnostic')]
     for path, head, exact in heads:
         known = head.get('num_classes')
         if isinstance(known, int) and count and (known != count if exact else known < count):

@@ -96,7 +96,7 @@ def make_step(framework: str, variant: str, args) -> Callable:
 def peak_mib(framework: str, variant: str, args, step: Callable) -> float:
     """What an iteration needs beside what lay there before; on a CPU of a fresh process, whose second step counts."""
     if args.device == 'cpu':
-        options = dict(framework=framework, size=args.size, batch=args.batch, seed=args.seed)
+        options = dict(framework=framework, size=args.size, batch=args.batch, seed=args.seed, device=args.device)
         return memory.measure_added_peak('training', options, variant, framework)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,6 +1,7 @@
 # mmdet's 1x with AdamW: 12 epochs, 16 images a step; a model adds its trunk's learning rate and decay
 optim_wrapper = dict(
     type='OptimWrapper',
+    constructor='mmtok.OptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(custom_keys={'moto': dict(decay_mult=0.)}))  # layout filters, beta, alpha, gate
 param_scheduler = [
