@@ -15,7 +15,7 @@ VARIANTS = ('', '_moto', '_tokenprop', '_moto-tokenprop')
 LEAVES = [ROOT / 'configs' / family.format(variant) for family in FAMILIES for variant in VARIANTS]
 RETINANET, MASK_RCNN = LEAVES[3], LEAVES[11]
 
-# Shorter and smaller, nothing else: the data root comes from COCO_ROOT.
+# Shorter, smaller, and from random weights; the data root comes from COCO_ROOT.
 SHORT = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'model.backbone.init_cfg=None',
          'train_dataloader.dataset.indices=4', 'val_dataloader.dataset.indices=2', 'test_dataloader.dataset.indices=2',
          *(f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
@@ -66,7 +66,7 @@ def test_leaf_trains_and_tests_on_drawn_objects(leaf, drawn_coco, fork_tool, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
 def test_leaf_trains_and_tests_on_coco(leaf, coco, run_tool, tmp_path):
-    """As a user would, from outside the project: the data root and the image scale are changed, and nothing else."""
+    """From outside the project, on few images, small ones, and from random weights; all else is as the leaf has it."""
     env = {'COCO_ROOT': str(coco)}
     for name, arguments in (('train', []), ('test', [tmp_path / 'work' / 'epoch_1.pth'])):
         run = run_tool(f'mmdet/{name}', leaf, *arguments, '--work-dir', tmp_path / 'work', '--cfg-options',
