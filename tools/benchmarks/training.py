@@ -109,7 +109,9 @@ def measure(framework: str, args) -> list[dict]:
     steps = {variant: make_step(framework, variant, args) for variant in VARIANTS}
     times = time_interleaved(steps, args.repeats)
     print(f'\n{framework}\n  {"":10} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8}   over plain, 20 %, 80 %')
-    rows = []
+    is_classifier, rows = framework.startswith('classifier'), []
+    size, batch = ([224, 224], 8 * args.batch) if is_classifier else (args.size, args.batch)
+    where = {} if args.device == 'cpu' else dict(device=torch.cuda.get_device_name(args.device))
     for variant, values in times.items():
         median, low, high = spread(values)
         over = [100 * (ratio - 1) for ratio in spread(values / times['plain'])]
@@ -117,10 +119,10 @@ def measure(framework: str, args) -> list[dict]:
         note = f'   (paper, classifiers: {PAPER})' if variant == 'TokenProp' else ''
         print(f'  {variant:10} {median:9.1f} {low:9.1f} {high:9.1f} {peak:8.0f}   {over[0]:8.1f} {over[1]:6.1f} '
               f'{over[2]:6.1f} %{note}', flush=True)
-        rows.append(dict(framework=framework, variant=variant, size='x'.join(map(str, args.size)), batch=args.batch,
+        rows.append(dict(framework=framework, variant=variant, size='x'.join(map(str, size)), batch=batch,
                          amp=args.amp, ms_median=round(median, 2), ms_p20=round(low, 2), ms_p80=round(high, 2),
                          peak_mib=round(peak, 1), over_plain_percent=round(over[0], 2), over_p20=round(over[1], 2),
-                         over_p80=round(over[2], 2), repeats=args.repeats, **provenance(args.seed)))
+                         over_p80=round(over[2], 2), repeats=args.repeats, **{**provenance(args.seed), **where}))
     return rows
 
 
