@@ -39,7 +39,7 @@ def test_backbones_command(tmp_path):
 
 
 def test_classifier_command(tmp_path):
-    options = ['--side', '32', '--size', '32', '--loader-sizes', '32', '--repeats', '2']
+    options = ['--side', '32', '--train-sizes', '32', '--loader-sizes', '32', '--repeats', '2']
     command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'classifier', *options, '--out', tmp_path / 'out.csv']
     run = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
     with (tmp_path / 'out.csv').open() as file:

@@ -133,9 +133,28 @@ def test_a_validation_that_was_cut_short_is_made_up_for(options, trained, train,
 
 
 def test_other_settings_than_those_that_are_resumed(trained, train, tmp_path):
+    """Each is named, and what mmengine takes from the checkpoint all the same."""
     work_dir = shutil.copytree(trained, tmp_path / 'work')
-    assert 'was written with other settings' not in train(work_dir, 'train_dataloader.num_workers=2', resume=True)
-    assert 'was written with other settings' in train(work_dir, 'optim_wrapper.optimizer.lr=0.1', resume=True)
+    output = train(work_dir, 'train_dataloader.num_workers=2', resume=True)
+    assert 'with other settings' not in output and 'have no effect' not in output
+    output = train(work_dir, 'optim_wrapper.optimizer.lr=0.1', 'model.backbone.drop_path_rate=0', resume=True)
+    assert ('Resumed with other settings than before: model.backbone.drop_path_rate was 0.2 and is 0, '
+            'optim_wrapper.optimizer.lr was 0.002 and is 0.1.') in output
+    assert 'have no effect: optim_wrapper.optimizer.lr was 0.002 and is 0.1; to change them, start' in output
+
+
+def test_nothing_to_resume_yet(train, tmp_path):
+    output = train(tmp_path / 'work', 'train_cfg.max_epochs=1', resume=True)
+    assert f'There is nothing to resume in {tmp_path}/work: training starts from the beginning.' in output
+    assert 'Auto resumed' not in output and results(tmp_path / 'work')['metrics']['epoch'] == 1
+
+
+def test_a_checkpoint_to_resume_that_is_not_there(fork_tool, folder, tmp_path):
+    run = fork_tool(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--resume', 'gone.pth', cwd=tmp_path,
+                    env=dict(CIFAR10_ROOT=str(folder)))
+    assert run.stdout.strip().splitlines()[-1] == (
+        "mmtok: the checkpoint 'gone.pth' (--resume) is not there: name another, or none to go on from the last one in "
+        f'{tmp_path}/work')
 
 
 def test_a_repeated_validation_is_one_point_of_the_curve(trained, train, tmp_path):
@@ -190,6 +209,8 @@ def test_averages_that_the_first_weights_never_leave(train, tmp_path):
     ('model.num_classes=5', 'is not of this model: 2 tensors have another shape, such as .head.weight.; go on'),
     ('model.backbone.arch.depth=3', r"is not of this model: \d+ tensors of the model are not in it, such as 'backbone"),
     ('train_dataloader.batch_size=4', 'the 4 epochs of the checkpoint had 24 iterations, and now each has 12: go on'),
+    ('optim_wrapper.optimizer.type=Adam', 'with the optimizer AdamW, and optim_wrapper.optimizer.type is Adam: go on'),
+    ('optim_wrapper.constructor=DefaultOptimWrapperConstructor', 'groups its parameters otherwise than this config'),
     ('train_cfg.max_epochs=4', 'Epoch 4 of 4 is done: nothing is left to train')])
 def test_what_cannot_be_resumed(option, sentence, trained, train, tmp_path):
     work_dir, refused = shutil.copytree(trained, tmp_path / 'work'), 'max_epochs' not in option
@@ -207,6 +228,9 @@ def test_what_a_config_may_mean(train, tmp_path):
     assert "mmtok: --cfg-options modle.num_classes: the config has no 'modle'; is 'model' meant?" in output
     output = train(tmp_path / 'work', 'model.num_classes=9', 'train_cfg.max_epochs=1')
     assert 'model.num_classes=9, but the data have 4 classes: the others are never right' in output
+    assert re.search(r'Training images: 48 of 4 classes in \S+/data/train, 6 batches of 8 for each process', output)
+    assert re.search(r'Validation images: 12 of 4 classes in \S+/data/val, 3 batches of 5 for each process', output)
+    assert 'All 1 epochs are warm-up of the learning rate (param_scheduler.warmup=1), which never' in output
     assert 'The schedule of the learning rate has 4 epochs, and the training 1: --epochs 1 fits it.' in output
 
 
@@ -228,6 +252,12 @@ WRONG = {
     'compressed': (['train_dataloader.dataset.data_root=DATA/x.tar.xz'], "/x.tar.xz' is compressed, and images"),
     'maps': (['model.backbone.classifier=False'], 'has classifier=False and gives maps'),
     'decoder without hook': (['custom_hooks=[]'], 'TokenPropHook'),
+    'misspelt data': (['train_dataloader.dataset.fractoin=0.1'],
+                      'train_dataloader.dataset builds ImageDataset, which has no option fractoin; it takes data_root'),
+    'another optimizer': (['optim_wrapper.optimizer.type=SGD'],
+                          'builds SGD, which has no option betas, eps; it takes .*lr, momentum.*; to replace the whole dict'),
+    'misspelt hook': (['default_hooks.logger.intervall=1'], 'default_hooks.logger builds LoggerHook, which has no option'),
+    'misspelt schedule': (['param_scheduler.warmpu=0.1'], 'builds CosineLR, which has no option warmpu; it takes'),
 }
 
 
@@ -276,6 +306,14 @@ def test_a_damaged_checkpoint(size, trained, test_tool, tmp_path):
     (tmp_path / 'half.pth').write_bytes(content[:size])
     last = test_tool(tmp_path / 'half.pth').strip().splitlines()[-1]
     assert last.startswith(f"mmtok: checkpoint '{tmp_path}/half.pth' is ")
+
+
+def test_a_model_that_was_trained_otherwise(trained, test_tool):
+    """Its tensors have the same shapes."""
+    output = test_tool(trained / 'epoch_4.pth', '--cfg-options', 'model.backbone.arch.num_heads=4',
+                       'model.backbone.drop_path_rate=0')
+    assert ('was trained with other settings than it is tested with: model.backbone.arch.num_heads was 2 and is 4.'
+            in output and 'Epoch(test)' in output)
 
 
 def test_a_checkpoint_of_another_model(trained, test_tool, tmp_path):

@@ -87,6 +87,16 @@ def test_whole_pretraining_demo():
 
 
 @pytest.mark.slow
+def test_whole_detection_demo():
+    output = run_demo('detect.py')
+    out = ROOT / re.search(r'(\S+)/train.log', output).group(1)
+    scores = json.loads((out / 'results.json').read_text())
+    assert scores['box_AP'] >= 0.2 and scores['mask_AP'] >= 0.2
+    assert Image.open(out / 'overview.png').size[0] > 500
+    assert output.splitlines()[-3].startswith('Real COCO')
+
+
+@pytest.mark.slow
 def test_whole_demo():
     output = run_demo('run.py')
     out = ROOT / re.search(r'(\S+)/train.log', output).group(1)

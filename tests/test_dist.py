@@ -142,6 +142,9 @@ def test_swin_leaves_no_parameter_unused_and_a_full_disk_blocks_nobody(tokenizer
     # torch 2.8 puts the rank before what a process dies of
     assert re.search(r'\n(?:\[rank0\]: )?mmtok: a checkpoint cannot be written to .* \(File too large\); '
                      'the last good checkpoint is none', run.stdout)
+    assert 'ChildFailedError' not in run.stdout
+    assert run.stdout.strip().splitlines()[-1].startswith(
+        'mmtok: the training has ended, because process 0 ended with exit code 1; what it says of that')
     assert not list((tmp_path / 'work').glob('*.pth*'))
 
 

@@ -46,6 +46,14 @@ def test_table_picture_and_numbers(runs, tmp_path, capsys, monkeypatch):
     assert Image.open(tmp_path / 'curves.png').size == (800, 500)
 
 
+def test_trainings_of_other_lengths(runs, tmp_path):
+    rows = summarize.summarise(summarize.group([summarize.read(run) for run in runs]))
+    assert 'not of one length' not in summarize.table(rows)
+    longer = write(tmp_path / 'e', 'longer', 0, [1, 2, 3])
+    rows = summarize.summarise(summarize.group([summarize.read(run) for run in (*runs, longer)]))
+    assert summarize.table(rows).splitlines()[-1].startswith('These trainings are not of one length')
+
+
 @pytest.mark.slow
 def test_the_study_goes_on_where_it_was(draw_folder, tmp_path):
     command = [sys.executable, ROOT / 'tools' / 'cifar10_study.py', '--seeds', '1', '--jobs', '2', '--out',

@@ -19,4 +19,4 @@ else
     WHERE=(--nnodes="$NNODES" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}"
            --master_port="${PORT:-29500}")
 fi
-exec "$PYTHON" -m torch.distributed.run "${WHERE[@]}" --nproc_per_node="$3" "$TRAIN" "$2" --launcher pytorch "${@:4}"
+exec "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/launch.py" "${WHERE[@]}" --nproc_per_node="$3" "$TRAIN" "$2" --launcher pytorch "${@:4}"

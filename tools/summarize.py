@@ -88,6 +88,8 @@ def table(rows: list[dict]) -> str:
                 '' if found['deviation'] is None else f' ± {found["deviation"]:.2f}'))
         lines.append(f'| {row["config"]} | {row["epochs"]} | {row[metrics[0]]["n"]} | ' + ' | '.join(cells)
                      + f' | {row[metrics[0]]["mean"] - first:+.2f} |')
+    if len({row['epochs'] for row in rows}) > 1:
+        lines += ['', 'These trainings are not of one length: what they differ by is no effect of their configs alone.']
     return '\n'.join(lines)
 
 

@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmtok.errors import ConfigError, check_positive_int
+from mmtok.errors import ConfigError, StorageError, check_positive_int
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -80,6 +80,9 @@ def main() -> None:
                               f'processes that the learning rate belongs to, in {args.config}')
         cfg.auto_scale_lr.enable = True
     if args.resume:
+        if args.resume != 'auto' and '://' not in args.resume and not Path(args.resume).is_file():
+            raise StorageError(f'the checkpoint {args.resume!r} (--resume) is not there: name another, or none to go '
+                               f'on from the last one in {cfg.work_dir}')
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     RUNNERS.build(cfg).train()
 

@@ -1,7 +1,7 @@
 # paper: box AP 41.2
 _base_ = [
     '../_base_/models/retinanet.py', '../_base_/datasets/coco_detection.py', '../_base_/schedules/adamw_1x.py',
-    '../_base_/mmdet_runtime.py'
+    '../_base_/mmdet_runtime.py', '../_base_/coco_tta.py'
 ]
 model = dict(
     backbone=dict(

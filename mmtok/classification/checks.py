@@ -8,8 +8,12 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ..engine.preflight import check_classes, describe_misfit
+from ..engine.settings import changed_settings, describe
 from ..errors import ConfigError
 from .images import ImageDataset
+
+# Settings of a model that have no effect on what it predicts
+NOT_TESTED = ('init_cfg', 'token_prop', 'drop', 'with_cp', 'frozen_stages', 'mixup', 'erase', 'label_smoothing')
 
 
 def classes_of(data) -> list[str]:
@@ -65,6 +69,12 @@ class CheckedCheckpoint(Hook):
         if misfit := describe_misfit(tested(wanted), tested(found)):
             raise ConfigError(f'the checkpoint does not fit the model of the config: {misfit}; name the config that it '
                               'was trained with')
+        changes = changed_settings((checkpoint.get('meta') or {}).get('cfg', ''), runner.cfg)
+        changes = {path: change for path, change in changes.items() if path.startswith('model.') and not any(
+            part in path for part in NOT_TESTED)}
+        if changes:
+            runner.logger.warning(f'This model was trained with other settings than it is tested with: '
+                                  f'{describe(changes)}.')
 
 
 def tested(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,8 +5,6 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Iterator
-from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,17 +15,13 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..checkpoint.writing import write_whole
+from ..engine.settings import training_settings
 from ..errors import ConfigError
 from ..registry import HOOKS
-from .checks import check_same_classes
+from .checks import check_same_classes, classes_of
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
 RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
-# Where and how fast a config trains, and what it writes, but not what it trains: patterns of paths in the config
-NO_PART_OF_HASH = ('work_dir', 'resume', 'launcher', 'randomness.seed', 'vis_backends*', 'visualizer*', 'log_level',
-                   'log_processor*', 'default_hooks.logger*', 'default_hooks.checkpoint*', 'default_hooks.timer*',
-                   'data_root', '*.data_root', '*_dataloader.num_workers', '*_dataloader.persistent_workers',
-                   '*_dataloader.pin_memory', '*_dataloader.prefetch_factor')
 
 
 @HOOKS.register_module()
@@ -47,13 +41,12 @@ class ResultsHook(Hook):
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, (dict, type(None))):  # a training
             check_same_classes(runner.train_loop.dataloader.dataset, runner.val_loop)
+            runner.logger.info(f'Training images: {describe_data(runner.train_loop)}.')
+            if runner.val_loop is not None:
+                runner.logger.info(f'Validation images: {describe_data(runner.val_loop)}.')
         path = Path(runner.work_dir) / RESULTS
         if runner._resume and path.is_file():
-            known = json.loads(path.read_text())
-            self.curve = known['curve']
-            if known['config_hash'] != config_hash(runner.cfg):
-                runner.logger.warning(f'{path} was written with other settings than these: it goes on as if they had '
-                                      'been the same.')
+            self.curve = json.loads(path.read_text())['curve']
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Looks at the length of the epochs, before CheckpointHook gives up the oldest file."""
@@ -112,11 +105,23 @@ class ResultsHook(Hook):
             images_per_second=speed and round(speed, 1), metrics=self.curve[-1], curve=self.curve)
 
 
+def describe_data(loop) -> str:
+    """How many images of how many classes a loop has, from where, in how many batches of this process."""
+    data, loader = loop.dataloader.dataset, loop.dataloader
+    classes = f' of {len(classes_of(data))} classes' if classes_of(data) else ''
+    root = f' in {data.root}' if hasattr(data, 'root') else ''
+    return f'{len(data)}{classes}{root}, {len(loader)} batches of {loader.batch_size} for each process'
+
+
 def check_schedule(runner: Runner) -> None:
     """Says what would not be the training that the config describes."""
     if runner.epoch >= runner.max_epochs:
         runner.logger.info(f'Epoch {runner.epoch} of {runner.max_epochs} is done: nothing is left to train.')
     schedule = runner.cfg.get('param_scheduler')
+    if isinstance(schedule, dict) and schedule.get('warmup', 0) >= runner.max_epochs:
+        runner.logger.warning(f'All {runner.max_epochs} epochs are warm-up of the learning rate '
+                              f'(param_scheduler.warmup={schedule["warmup"]}), which never reaches its height: train '
+                              'longer, or set it to less.')
     if isinstance(schedule, dict) and schedule.get('epochs', 0) > runner.max_epochs:
         runner.logger.warning(f'The schedule of the learning rate has {schedule["epochs"]} epochs, and the training '
                               f'{runner.max_epochs}: --epochs {runner.max_epochs} fits it.')
@@ -124,21 +129,8 @@ def check_schedule(runner: Runner) -> None:
 
 def config_hash(cfg: Config) -> str:
     """Of all that a config says but the seed, where it reads and writes, and how many data workers it has."""
-    said = dict(settings(cfg.to_dict()))
-    if cfg.get('resume') or cfg.get('load_from') is None:  # then it is the training's own checkpoint, or none
-        said.pop('load_from', None)
-    counts = {path: value for path, value in said.items()
-              if not any(fnmatch(path, pattern) for pattern in NO_PART_OF_HASH)}
+    counts = training_settings(cfg)
     return hashlib.sha256(json.dumps(counts, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def settings(node, path: str = '') -> Iterator[tuple[str, object]]:
-    """(path, value) of each value in nested dicts and lists, such as ('model.backbone.arch', 'small')."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-    if not children or not node:
-        yield path, node
-    for key, child in children:
-        yield from settings(child, f'{path}.{key}' if path else str(key))
 
 
 def versions() -> dict[str, str]:

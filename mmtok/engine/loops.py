@@ -7,7 +7,7 @@ from mmengine.runner import ValLoop as MMEngineValLoop
 from torch.utils.data import DataLoader
 
 from ..registry import LOOPS
-from .preflight import check_data, check_small_images
+from .preflight import check_data, check_small_images, check_tta
 from .runner import Runner
 
 
@@ -38,6 +38,7 @@ class TestLoop(ChecksData, MMEngineTestLoop):
 
     def __init__(self, runner: MMEngineRunner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
         check_data(runner.cfg, 'test_dataloader')
+        check_tta(runner.cfg)
         if isinstance(dataloader, dict):
             diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
             dataloader = Runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed)

@@ -40,6 +40,14 @@ def check_amp(cfg: dict) -> None:
                           'without --amp here')
 
 
+def check_tta(cfg: dict) -> None:
+    """mmdet's test-time augmentation is not asked for masks."""
+    kinds = [kind for evaluator in as_list(cfg.get('test_evaluator')) for kind in as_list(evaluator.get('metric'))]
+    if (cfg.get('model') or {}).get('type') == 'DetTTAModel' and 'segm' in kinds:
+        raise ConfigError("--tta merges boxes alone (mmdet's DetTTAModel), but test_evaluator.metric asks for masks "
+                          "too ('segm'): test without --tta, or a detector without masks")
+
+
 def check_model(model: nn.Module, cfg: dict) -> None:
     """The backbones of mmtok in an unwrapped model fit the image size, the neck and head, and the preprocessor."""
     for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):

@@ -8,7 +8,6 @@ import datetime
 import errno
 import logging
 import os
-import pickle
 from collections.abc import Iterator
 
 import torch
@@ -24,8 +23,10 @@ from ..errors import ConfigError, StorageError
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
-from .preflight import check_amp, check_classes, check_data, check_model, describe_misfit
+from .preflight import check_amp, check_classes, check_data, check_model
+from .resuming import check_resumed, explained_optimizer, find_resumed, read_resumed
 from .samples import check_samples, explained_data
+from .settings import check_settings
 
 
 @contextlib.contextmanager
@@ -62,6 +63,8 @@ class Runner(MMEngineRunner):
         except OSError as error:
             raise StorageError(f'the work directory {work_dir!r} cannot be made ({error.strerror}): name another with '
                                '--work-dir') from error
+        if kwargs.get('cfg') is not None:
+            check_settings(kwargs['cfg'])
         with explained_full_disk(work_dir):
             super().__init__(model, work_dir, *args, **kwargs)
 
@@ -143,37 +146,33 @@ class Runner(MMEngineRunner):
             return super().train()
 
     def prepare_resume(self) -> None:
-        """Finds the checkpoint and takes its seed now: the data loaders, built before mmengine loads it, need it too.
+        """Looks at the checkpoint, and takes its seed for the data loaders, which mmengine builds before it loads one.
 
         Raises:
             StorageError: The checkpoint to resume from is not there, or damaged.
+            ConfigError: It is of another model or optimizer.
         """
-        path = self._load_from or find_latest_checkpoint(self.work_dir)
+        path = find_resumed(self._load_from, self.work_dir)
         if path is None:
-            return  # nothing was saved yet: mmengine says so and starts anew
+            self.logger.warning(f'There is nothing to resume in {self.work_dir}: training starts from the beginning.')
+            self._resume = False
+            return
         if '://' in path:
             return
-        beside = os.path.join(self.work_dir, os.path.basename(path))
-        if not os.path.isfile(path) and self._load_from is None and os.path.isfile(beside):
-            path = self._load_from = beside  # the work directory was moved
-        if not os.path.isfile(path):
-            source = 'load_from' if self._load_from else os.path.join(self.work_dir, 'last_checkpoint')
-            raise StorageError(f'the checkpoint to resume from, {path!r} (named by {source}), is not there: put it '
-                               'back, or name another with --cfg-options load_from=FILE')
-        try:
-            checkpoint = torch.load(path, map_location='cpu', weights_only=False, mmap=True)
-            meta, weights = checkpoint['meta'], checkpoint['state_dict']
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise StorageError(f'the checkpoint {path!r} cannot be read ({" ".join(str(error).split())[:200]}): it is '
-                               'damaged or no checkpoint of a training; name another with --cfg-options '
-                               'load_from=FILE') from error
+        if not self._load_from and path != find_latest_checkpoint(self.work_dir):
+            self._load_from = path  # the work directory was moved
+        checkpoint = read_resumed(path)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        if misfit := describe_misfit(model.state_dict(), weights):
-            raise ConfigError(f'the checkpoint to resume from, {path!r}, is not of this model: {misfit}; go on with '
-                              'the settings that it was trained with, or start from it by load_from, without --resume')
-        if self._randomness_cfg.get('seed') is None and meta.get('seed') is not None:
-            self._randomness_cfg.update(seed=meta['seed'])
+        check_resumed(checkpoint, path, model, self.cfg, self.logger)
+        seed = checkpoint['meta'].get('seed')
+        if self._randomness_cfg.get('seed') is None and seed is not None:
+            self._randomness_cfg.update(seed=seed)
             self.set_randomness(**self._randomness_cfg)
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """mmengine's, with a sentence about an optimizer that does not fit."""
+        with explained_optimizer(filename):
+            super().resume(filename, *args, **kwargs)
 
     def val(self):
         """mmengine's, after a check of the data root."""

@@ -1,7 +1,8 @@
 """Images per second of a classifier's data and of its training, against timm's loader and a plain loop.
 
 The same images, timm transforms, batches, data workers, weights and optimizer on both sides; epochs take turns. Whole
-epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides.
+epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides. A loader's
+batch counts once its pixels lie in the order (B,3,H,W), which timm's workers see to and ours leave to the training.
 """
 
 import itertools
@@ -37,7 +38,8 @@ def add_arguments(parser) -> None:
     parser.add_argument('--side', type=int, default=256, help='pixels of the drawn images')
     parser.add_argument('--loader-sizes', type=timing.positive, nargs='+', default=[64, 224],
                         help='pixels of the images that the loaders give')
-    parser.add_argument('--size', type=timing.positive, default=64, help='pixels that are trained on')
+    parser.add_argument('--train-sizes', type=timing.positive, nargs='+', default=[64, 224],
+                        help='pixels of the images that are trained on, 16x16 patches of them')
     parser.add_argument('--batch', type=timing.positive, default=32, help='images')
     parser.add_argument('--workers', type=timing.positive, default=1, help='data workers')
     timing.add_arguments(parser, repeats=7, name='classifier')
@@ -68,7 +70,7 @@ def epoch_of(loader) -> Callable[[], float]:
     """Reads an epoch; returns images per second."""
     def read() -> float:
         start = time.perf_counter()
-        count = sum(len(images) for images, _ in loader)
+        count = sum(len(images.contiguous()) for images, _ in loader)
         return count / (time.perf_counter() - start)
     return read
 
@@ -84,7 +86,7 @@ def in_turns(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, l
     return found
 
 
-def our_training(args, work_dir: str, other_side: Callable[[], float]) -> tuple[list[float], list[float]]:
+def our_training(args, size: int, work_dir: str, other_side: Callable[[], float]) -> tuple[list[float], list[float]]:
     """Trains by mmengine's Runner with the hooks of our configs, epochs in turns with the other side's.
 
     Returns:
@@ -93,11 +95,12 @@ def our_training(args, work_dir: str, other_side: Callable[[], float]) -> tuple[
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict({
         'work_dir': work_dir, 'log_level': 'ERROR', 'model.num_classes': args.classes,
-        'model.backbone.img_size': args.size, 'train_cfg.max_epochs': args.repeats + 1, 'val_cfg': None,
+        'model.backbone.img_size': size, 'model.backbone.patch_size': size // 16,
+        'train_cfg.max_epochs': args.repeats + 1, 'val_cfg': None,
         'val_dataloader': None, 'val_evaluator': None, 'default_hooks.checkpoint.interval': -1,
         'default_hooks.checkpoint.save_last': False, 'train_dataloader.batch_size': args.batch,
         'train_dataloader.num_workers': args.workers, 'train_dataloader.dataset.data_root': str(args.data)})
-    cfg.train_dataloader.dataset.transform = dict(input_size=args.size, **transform('RandAugment'))
+    cfg.train_dataloader.dataset.transform = dict(input_size=size, **transform('RandAugment'))
     runner = RUNNERS.build(cfg)
     ours, others = [], []
 
@@ -123,20 +126,20 @@ def our_training(args, work_dir: str, other_side: Callable[[], float]) -> tuple[
 class Plain(nn.Module):
     """The same model without mmengine around it."""
 
-    def __init__(self, args):
+    def __init__(self, size: int, classes: int):
         super().__init__()
         options = Config.fromfile(CONFIG).model.backbone.to_dict()
         options.pop('type')
-        self.backbone = DeiT(**{**options, 'img_size': args.size, 'classifier': True})
-        self.head = nn.Linear(self.backbone.out_channels[-1], args.classes)
+        self.backbone = DeiT(**{**options, 'img_size': size, 'patch_size': size // 16, 'classifier': True})
+        self.head = nn.Linear(self.backbone.out_channels[-1], classes)
 
     def forward(self, x):
         return self.head(self.backbone(x)[0])
 
 
-def plain_training(args) -> Callable[[], float]:
+def plain_training(args, size: int) -> Callable[[], float]:
     """A loop as one types it: timm's loader, AdamW, a cosine; gives images per second of an epoch."""
-    loader, model = timm_loader(args, args.size, 'RandAugment', normalise=True), Plain(args)
+    loader, model = timm_loader(args, size, 'RandAugment', normalise=True), Plain(size, args.classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule, state = CosineLRScheduler(optimizer, 1000, t_in_epochs=False), dict(step=0)
 
@@ -180,13 +183,14 @@ def run(args) -> None:
             args.data = Path(folder) / 'data'
             print(f'Drawing 800 images of {args.side}x{args.side} pixels')
             draw_image_folder(args.data, train=200, val=1, side=args.side)
-        args.classes = len(our_loader(args, args.size, 'flip and crop').dataset.metainfo['classes'])
+        args.classes = len(our_loader(args, 64, 'flip and crop').dataset.metainfo['classes'])
         rows = []
         for size, augmentation in itertools.product(args.loader_sizes, AUGMENTATIONS):
             sides = {'mmtok': epoch_of(our_loader(args, size, augmentation)),
                      'timm': epoch_of(timm_loader(args, size, augmentation, normalise=False))}
             rows += report(f'loader, {augmentation}', size, in_turns(sides, args.repeats), args)
-        torch.manual_seed(args.seed)
-        ours, others = our_training(args, f'{folder}/work', plain_training(args))
-        rows += report('training', args.size, {'mmtok': ours[1:], 'plain loop': others[1:]}, args)
+        for size in args.train_sizes:
+            torch.manual_seed(args.seed)
+            ours, others = our_training(args, size, f'{folder}/work{size}', plain_training(args, size))
+            rows += report('training', size, {'mmtok': ours[1:], 'plain loop': others[1:]}, args)
     write_csv(args.out, rows)

@@ -1,11 +1,13 @@
 """Tools run by the demos: all they print goes into a log, a few of its lines to the screen."""
 
 import fcntl
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +27,37 @@ def run_tool(command: list, log: Path, lines: str, show: str, env: dict[str, str
     if process.wait():
         tail = '\n'.join(log.read_text().splitlines()[-5:])
         sys.exit(f'{Path(command[2]).name} failed; the end of {log.relative_to(ROOT)}:\n{tail}')
+
+
+class UpstreamDemo:
+    """A demo that trains and tests one of our configs by the tools of mmseg or mmdet.
+
+    Attributes:
+        tools: The package's, as installed.
+        out: Folder of this demo and environment (.envs/<stack>), so that one does not overwrite the other's.
+    """
+
+    def __init__(self, name: str, package: ModuleType, config: Path):
+        self.config, self.tools = config, Path(package.__file__).parent / '.mim' / 'tools'
+        self.out = ROOT / 'work_dirs' / f'{name}-{Path(sys.prefix).name}'
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.lock = alone(name)  # until this process ends
+
+    def run(self, name: str, *arguments, lines: str, show: str) -> None:
+        """Run `tools/<name>.py` on the config; see `run_tool`."""
+        run_tool([sys.executable, '-u', self.tools / f'{name}.py', self.config, *arguments], self.out / f'{name}.log',
+                 lines, show)
+
+    def train(self, lines: str, show: str) -> Path:
+        """Returns the last checkpoint."""
+        self.run('train', '--work-dir', self.out, lines=lines, show=show)
+        return Path((self.out / 'last_checkpoint').read_text().strip())
+
+    def test(self, checkpoint: Path, *arguments, lines: str, show: str) -> dict[str, float]:
+        """Returns the metrics, from the JSON that the tool wrote last."""
+        self.run('test', checkpoint, '--work-dir', self.out / 'test', *arguments, lines=lines, show=show)
+        newest = max((self.out / 'test').glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+        return json.loads(newest.read_text().splitlines()[-1])
 
 
 def short(path) -> Path:
