@@ -255,8 +255,8 @@ WRONG = {
     'misspelt data': (['train_dataloader.dataset.fractoin=0.1'],
                       'train_dataloader.dataset builds ImageDataset, which has no option fractoin; it takes data_root'),
     'another optimizer': (['optim_wrapper.optimizer.type=SGD'],
-                          'builds SGD, which has no option betas, eps; it takes .*lr, momentum.*; to replace the whole dict'),
-    'misspelt hook': (['default_hooks.logger.intervall=1'], 'default_hooks.logger builds LoggerHook, which has no option'),
+                          'builds SGD, which has no option betas, eps; it takes .*lr, momentum.*; to replace the'),
+    'misspelt hook': (['default_hooks.logger.intervall=1'], 'default_hooks.logger builds LoggerHook, which has no'),
     'misspelt schedule': (['param_scheduler.warmpu=0.1'], 'builds CosineLR, which has no option warmpu; it takes'),
 }
 

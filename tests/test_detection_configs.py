@@ -3,9 +3,12 @@
 import re
 
 import pytest
+import timm
+import torch
 from mmengine.config import Config
 
-from conftest import ROOT, logged_steps
+from conftest import ROOT, logged_steps, tool
+from mmtok.engine.settings import settings
 
 FAMILIES = {'retinanet/retinanet_pvtv2-b1{}_fpn_1x_coco.py': (800, 1333),
             'mask_rcnn/mask-rcnn_pvtv2-b1{}_fpn_1x_coco.py': (800, 1333),
@@ -63,6 +66,18 @@ def test_leaf_trains_and_tests_on_drawn_objects(leaf, drawn_coco, fork_tool, tmp
     assert run.returncode == 0 and 'Epoch(test) [2/2]' in run.stdout, run.stdout[-3000:]
 
 
+def test_leaf_starts_from_a_public_checkpoint(drawn_coco, fork_tool, tmp_path):
+    """timm's names, as they would come from its hub; the whole trunk is in it."""
+    torch.save(timm.create_model('pvt_v2_b1').state_dict(), tmp_path / 'pvt_v2_b1.pth')
+    options = [option for option in small(LEAVES[0]) if 'init_cfg' not in option]
+    run = fork_tool('mmdet/train', LEAVES[0], '--work-dir', tmp_path / 'work', '--cfg-options', *options,
+                    *DRAWN['retinanet'], f'model.backbone.init_cfg.checkpoint={tmp_path}/pvt_v2_b1.pth',
+                    'train_cfg.val_interval=9', cwd=tmp_path, env={'COCO_ROOT': str(drawn_coco)})
+    assert run.returncode == 0, run.stdout[-3000:]
+    loaded, wanted = re.search(r'(\d+) of (\d+) trunk tensors, 0 resized, 0 missing', run.stdout).groups()
+    assert loaded == wanted and int(wanted) > 100
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
 def test_leaf_trains_and_tests_on_coco(leaf, coco, run_tool, tmp_path):
@@ -98,6 +113,46 @@ def test_coco_root_of_the_environment_reaches_loaders_and_metrics(monkeypatch):
         assert {cfg[f'{name}_dataloader'].dataset.data_root for name in ('train', 'val', 'test')} == {'/somewhere/else'}
         assert {cfg[f'{name}_evaluator'].ann_file for name in ('val', 'test')} == {
             '/somewhere/else/annotations/instances_val2017.json'}
+
+
+# Leaf -> mmdet's config of the nearest recipe, and all in which ours differs from it: ours, mmdet's
+CONVNEXT = 'mask-rcnn_convnext-t-p4-w7'
+ADAMW = {'optimizer.betas': ((0.9, 0.999), None)}
+SCHEDULE_3X = {'0.end': (500, 1000), '1.end': (12, 36), '1.milestones': ([8, 11], [27, 33])}
+RECIPES = {
+    'retinanet_pvtv2-b1': ('pvt/retinanet_pvtv2-b1_fpn_1x_coco.py', {'optim_wrapper': ADAMW}),
+    'mask-rcnn_pvtv2-b1': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', {
+        'model': {'neck.in_channels': ([64, 128, 320, 512], [256, 512, 1024, 2048])},
+        'optim_wrapper': {**ADAMW, 'optimizer.type': ('AdamW', 'SGD'), 'optimizer.lr': (2e-4, 0.02),
+                          'optimizer.momentum': (None, 0.9)}}),
+    'mask-rcnn_swin-t': ('swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py', {
+        'optim_wrapper': {'paramwise_cfg.custom_keys.absolute_pos_embed.decay_mult': (None, 0.0)},  # Swin-T has none
+        'param_scheduler': SCHEDULE_3X}),
+    'cascade-mask-rcnn_swin-t': (f'convnext/cascade-{CONVNEXT}_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py', {
+        'optim_wrapper': {
+            'type': ('OptimWrapper', 'AmpOptimWrapper'), 'optimizer.lr': (1e-4, 2e-4),
+            'paramwise_cfg.custom_keys.norm.decay_mult': (0.0, None),
+            'paramwise_cfg.custom_keys.relative_position_bias_table.decay_mult': (0.0, None),
+            'paramwise_cfg.decay_rate': (None, 0.7), 'paramwise_cfg.decay_type': (None, 'layer_wise'),
+            'paramwise_cfg.num_layers': (None, 6)},
+        'param_scheduler': SCHEDULE_3X})}
+PARTS = ('model', 'optim_wrapper', 'param_scheduler', *(f'{loader}_dataloader' for loader in ('train', 'val', 'test')))
+OURS_ALONE = ('backbone', 'data_root', 'constructor', 'paramwise_cfg.custom_keys.moto')
+
+
+@pytest.mark.parametrize('leaf', LEAVES[::4], ids=lambda path: path.stem)
+def test_recipe_is_mmdet_s_but_for_what_is_known(leaf):
+    """Heads, losses, samplers, pipelines and schedules; one config of ConvNeXt's has the heads of Swin's Cascade."""
+    name, known = RECIPES[re.match('.+?_[^_]+', leaf.stem)[0]]
+    configs = [Config.fromfile(path).to_dict() for path in (leaf, tool('mmdet/train').parents[1] / 'configs' / name)]
+    for part in PARTS:
+        ours, theirs = (dict(settings(cfg[part])) for cfg in configs)
+        expected = {}
+        for path, values in known.get(part, {}).items():
+            pair = [dict(settings(value, path)) if value is not None else {} for value in values]
+            expected.update({key: (pair[0].get(key), pair[1].get(key)) for key in {**pair[0], **pair[1]}})
+        assert expected == {path: (ours.get(path), theirs.get(path)) for path in {**ours, **theirs}
+                            if ours.get(path) != theirs.get(path) and not any(word in path for word in OURS_ALONE)}
 
 
 @pytest.mark.parametrize('place, count', [('roi_head.bbox_head', 80), ('roi_head.mask_head', 4)])

@@ -68,6 +68,15 @@ def test_test_time_augmentation_of_retinanet(drawn_coco, fork_tool, tmp_path):
     assert run.returncode == 0 and 'coco/bbox_mAP' in run.stdout, run.stdout[-3000:]
 
 
+def test_no_test_time_augmentation_of_masks(trained, drawn_coco, fork_tool, tmp_path):
+    run = fork_tool('mmdet/test', DEMO, trained / 'epoch_2.pth', '--tta', '--cfg-options', *data_options(drawn_coco),
+                    cwd=tmp_path)
+    assert run.returncode == 1 and 'Traceback' not in run.stdout
+    assert run.stdout.strip().splitlines()[-1] == (
+        "mmtok: --tta merges boxes alone (mmdet's DetTTAModel), but this MaskRCNN finds masks too: test it without "
+        '--tta')
+
+
 def test_browsing_draws_what_is_trained_on(drawn_coco, run_tool, tmp_path):
     run = run_tool('mmdet/analysis_tools/browse_dataset', DEMO, '--output-dir', tmp_path / 'out', '--not-show',
                    '--cfg-options', f'train_dataloader.dataset.data_root={drawn_coco}', cwd=tmp_path)

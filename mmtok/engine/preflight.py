@@ -41,11 +41,11 @@ def check_amp(cfg: dict) -> None:
 
 
 def check_tta(cfg: dict) -> None:
-    """mmdet's test-time augmentation is not asked for masks."""
-    kinds = [kind for evaluator in as_list(cfg.get('test_evaluator')) for kind in as_list(evaluator.get('metric'))]
-    if (cfg.get('model') or {}).get('type') == 'DetTTAModel' and 'segm' in kinds:
-        raise ConfigError("--tta merges boxes alone (mmdet's DetTTAModel), but test_evaluator.metric asks for masks "
-                          "too ('segm'): test without --tta, or a detector without masks")
+    """mmdet's test-time augmentation gets no detector with masks, at which it would fail after the first image."""
+    model = cfg.get('model') or {}
+    if model.get('type') == 'DetTTAModel' and (model['module'].get('roi_head') or {}).get('mask_head'):
+        raise ConfigError(f"--tta merges boxes alone (mmdet's DetTTAModel), but this {model['module'].type} finds "
+                          'masks too: test it without --tta')
 
 
 def check_model(model: nn.Module, cfg: dict) -> None:
