@@ -38,6 +38,15 @@ def test_backbones_command(tmp_path):
     assert [row['method'] for row in rows] == 2 * ['mmtok', 'mmtok + MoTo', 'timm', 'mmseg']
 
 
+@pytest.mark.parametrize('framework', ['upernet-deit-s', 'retinanet-pvtv2-b1'])
+def test_training_command(framework, tmp_path):
+    output, rows = run_benchmark(tmp_path, 'training', '--framework', framework, '--size', '64', '96', '--batch', '2',
+                                 '--repeats', '1')
+    assert [row['variant'] for row in rows] == ['plain', 'MoTo', 'TokenProp', 'both']
+    assert all(row['size'] == '64x96' and row['batch'] == '2' and float(row['peak_mib']) > 0 for row in rows)
+    assert float(rows[0]['over_plain_percent']) == 0 and output.count('(paper, classifiers: 3.5 to 6.7 %)') == 1
+
+
 def test_classifier_command(tmp_path):
     options = ['--side', '32', '--train-sizes', '32', '--loader-sizes', '32', '--repeats', '2']
     command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'classifier', *options, '--out', tmp_path / 'out.csv']

@@ -15,7 +15,7 @@ from detections import draw_detections
 from objects import draw_coco_folder
 from running import ROOT, UpstreamDemo, short
 
-CONFIG = ROOT / 'configs/demo/mask-rcnn_swin-nano_moto-tokenprop_1xb4-10e_drawn-coco.py'
+CONFIG = ROOT / 'configs/demo/mask-rcnn_swin-nano_moto-tokenprop_1xb4-8e_drawn-coco.py'
 REAL = 'configs/mask_rcnn/mask-rcnn_swin-t_moto-tokenprop_fpn_ms-crop-1x_coco.py'
 
 

@@ -48,4 +48,7 @@ def strongest_entity(model, image: np.ndarray) -> np.ndarray:
     """Index (h,w) of the entity that owns most of each position of the tokenizer's layout; image RGB uint8."""
     batch = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)  # mmseg loads BGR
     inputs = model.data_preprocessor(dict(inputs=[batch], data_samples=None), training=False)['inputs']
-    return model.backbone.tokenizer.layout(inputs).argmax(1)[0].numpy()
+    layout = model.backbone.tokenizer.layout(inputs).argmax(1)[0].numpy()
+    rows, columns = (-(-side * cells // padded) for side, cells, padded in zip(
+        image.shape[:2], layout.shape, inputs.shape[-2:], strict=True))
+    return layout[:rows, :columns]  # a detector's preprocessor pads to multiples of 32

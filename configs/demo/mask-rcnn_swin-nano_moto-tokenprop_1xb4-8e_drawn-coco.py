@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/mask-rcnn_swin-nano.py', '../_base_/datasets/drawn_coco.py', '../_base_/schedules/adamw_1x.py',
     '../_base_/mmdet_runtime.py'
 ]
-epochs = 10
+epochs = 8
 model = dict(roi_head=dict(bbox_head=dict(num_classes=5), mask_head=dict(num_classes=5)))
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = [
