@@ -137,10 +137,76 @@ def test_other_settings_than_those_that_are_resumed(trained, train, tmp_path):
     work_dir = shutil.copytree(trained, tmp_path / 'work')
     output = train(work_dir, 'train_dataloader.num_workers=2', resume=True)
     assert 'with other settings' not in output and 'have no effect' not in output
-    output = train(work_dir, 'optim_wrapper.optimizer.lr=0.1', 'model.backbone.drop_path_rate=0', resume=True)
+    output = train(work_dir, 'optim_wrapper.optimizer.lr=0.1', 'model.backbone.drop_path_rate=0',
+                   'train_cfg.max_epochs=5', resume=True)
     assert ('Resumed with other settings than before: model.backbone.drop_path_rate was 0.2 and is 0, '
-            'optim_wrapper.optimizer.lr was 0.002 and is 0.1.') in output
+            'train_cfg.max_epochs was 4 and is 5.') in output
     assert 'have no effect: optim_wrapper.optimizer.lr was 0.002 and is 0.1; to change them, start' in output
+    assert 'lr=0.002' in (work_dir / 'classifier_tiny.py').read_text()
+    output = train(work_dir, 'train_cfg.max_epochs=6', resume=True)  # what had no effect is forgotten
+    assert 'have no effect' not in output and 'max_epochs was 5 and is 6.' in output
+
+
+def test_a_resumed_rate_is_not_scaled_again(trained, folder, fork_tool, tmp_path):
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    run = fork_tool(TRAIN, CONFIG, '--work-dir', work_dir, '--resume', '--auto-scale-lr', '--epochs', '5', cwd=tmp_path,
+                    env=dict(CIFAR10_ROOT=str(folder)))
+    assert run.returncode == 0 and 'Scaling the original LR' not in run.stdout, run.stdout[-3000:]
+    assert 'auto_scale_lr.enable was None and is True; to change them' in run.stdout
+
+
+def test_a_refused_resume_leaves_the_config_of_its_work_directory(trained, train, tmp_path):
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    before = (work_dir / 'classifier_tiny.py').read_text()
+    train(work_dir, 'model.num_classes=5', resume=True, fails=True)
+    assert (work_dir / 'classifier_tiny.py').read_text() == before
+
+
+def test_other_classes_than_those_that_are_resumed(trained, train, folder, tmp_path):
+    work_dir, root = shutil.copytree(trained, tmp_path / 'work'), shutil.copytree(folder, tmp_path / 'data')
+    for split in ('train', 'val'):
+        (root / split / 'dots').rename(root / split / 'zigzag')
+    output = train(work_dir, 'train_cfg.max_epochs=5', resume=True, root=root, fails=True)
+    assert ("mmtok: the checkpoint to resume from has 4 classes and training 4; only the checkpoint to resume from has "
+            "'dots', only training has 'zigzag': have the same classes in both") in output
+
+
+@pytest.mark.parametrize('content, sentence', [
+    (b'', 'is empty'), (b'{"a": 1}', 'is a text file'), ('half', 'is damaged or cut short'),
+    ('weights', 'is no checkpoint of a training, which holds its state beside the weights'), ('folder', 'is a folder')])
+def test_a_damaged_checkpoint_to_resume(content, sentence, trained, fork_tool, folder, tmp_path):
+    path = tmp_path / 'x.pth'
+    if content == 'folder':
+        path.mkdir()
+    elif content == 'weights':
+        torch.save(weights(trained / 'epoch_4.pth'), path)
+    else:
+        path.write_bytes((trained / 'epoch_4.pth').read_bytes()[:20000] if content == 'half' else content)
+    run = fork_tool(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--resume', path, cwd=tmp_path,
+                    env=dict(CIFAR10_ROOT=str(folder)))
+    last = run.stdout.strip().splitlines()[-1]
+    assert run.returncode and last.startswith('mmtok: ') and sentence in last and 'Traceback' not in run.stdout
+
+
+def test_what_a_resumed_training_cannot_change(trained, train, tmp_path):
+    """Nor may the comparison of configs end it: some of what they hold cannot be written down again."""
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    output = train(work_dir, 'optim_wrapper.optimizer.type=torch.optim.AdamW', 'randomness.seed=7',
+                   'param_scheduler.min_lr=0', 'auto_scale_lr.enable=True', resume=True)
+    assert 'goes on with the seed of its checkpoint, 0: randomness.seed=7 has no effect' in output
+    assert ('no effect: optim_wrapper.optimizer.type was \'AdamW\' and is \'torch.optim.AdamW\', auto_scale_lr.enable '
+            'was None and is True; to change them' in output and results(work_dir)['seed'] == 0)
+    train(work_dir, 'optim_wrapper.clip_grad.max_norm=inf', resume=True)
+
+
+def test_a_resumed_training_is_the_one_that_was_begun(trained, train, tmp_path):
+    """Also where it started from other weights, which `--resume` replaces as the file to load."""
+    start = f'load_from={trained}/epoch_1.pth'
+    train(tmp_path / 'whole', start, 'train_cfg.max_epochs=2')
+    train(tmp_path / 'half', start, 'train_cfg.max_epochs=1', 'param_scheduler.epochs=4')
+    assert 'load_from was' not in train(tmp_path / 'half', 'train_cfg.max_epochs=2', resume=True)
+    whole, half = results(tmp_path / 'whole'), results(tmp_path / 'half')
+    assert whole['config_hash'] == half['config_hash'] and whole['curve'] == half['curve']
 
 
 def test_nothing_to_resume_yet(train, tmp_path):
@@ -153,8 +219,8 @@ def test_a_checkpoint_to_resume_that_is_not_there(fork_tool, folder, tmp_path):
     run = fork_tool(TRAIN, CONFIG, '--work-dir', tmp_path / 'work', '--resume', 'gone.pth', cwd=tmp_path,
                     env=dict(CIFAR10_ROOT=str(folder)))
     assert run.stdout.strip().splitlines()[-1] == (
-        "mmtok: the checkpoint 'gone.pth' (--resume) is not there: name another, or none to go on from the last one in "
-        f'{tmp_path}/work')
+        "mmtok: the checkpoint to resume from, 'gone.pth' (named by --resume or load_from), is not there: put it back, "
+        'or name another (--resume FILE, with mmseg --cfg-options load_from=FILE)')
 
 
 def test_a_repeated_validation_is_one_point_of_the_curve(trained, train, tmp_path):
@@ -226,6 +292,9 @@ def test_what_a_config_may_mean(train, tmp_path):
     assert f"mmtok: the work directory '{tmp_path}/file' cannot be made (File exists): name another" in output
     output = train(tmp_path / 'work', 'modle.num_classes=5', fails=True)
     assert "mmtok: --cfg-options modle.num_classes: the config has no 'modle'; is 'model' meant?" in output
+    output = train(tmp_path / 'work', 'data_root=/nowhere', fails=True)
+    assert ("mmtok: --cfg-options data_root: 'data_root' is a variable of the config file, which has been put in "
+            'place; change the settings themselves: train_dataloader.dataset.data_root, val_dataloader') in output
     output = train(tmp_path / 'work', 'model.num_classes=9', 'train_cfg.max_epochs=1')
     assert 'model.num_classes=9, but the data have 4 classes: the others are never right' in output
     assert re.search(r'Training images: 48 of 4 classes in \S+/data/train, 6 batches of 8 for each process', output)
@@ -253,11 +322,20 @@ WRONG = {
     'maps': (['model.backbone.classifier=False'], 'has classifier=False and gives maps'),
     'decoder without hook': (['custom_hooks=[]'], 'TokenPropHook'),
     'misspelt data': (['train_dataloader.dataset.fractoin=0.1'],
-                      'train_dataloader.dataset builds ImageDataset, which has no option fractoin; it takes data_root'),
+                      r"ImageDataset has no option 'fractoin' \(dataloader.dataset.fractoin\): correct its name"),
     'another optimizer': (['optim_wrapper.optimizer.type=SGD'],
-                          'builds SGD, which has no option betas, eps; it takes .*lr, momentum.*; to replace the'),
-    'misspelt hook': (['default_hooks.logger.intervall=1'], 'default_hooks.logger builds LoggerHook, which has no'),
-    'misspelt schedule': (['param_scheduler.warmpu=0.1'], 'builds CosineLR, which has no option warmpu; it takes'),
+                          r"SGD has no option 'betas' \(optim_wrapper.optimizer.betas.0\): .*, _delete_=True in"),
+    'misspelt hook': (['default_hooks.logger.intervall=1'], "LoggerHook has no option 'intervall'"),
+    'misspelt schedule': (['param_scheduler.warmpu=0.1'], "CosineLR has no option 'warmpu'"),
+    'misspelt checkpoint': (['default_hooks.checkpoint.intervl=1'], 'mmtok.CheckpointHook has no option intervl'),
+    'misspelt clipping': (['optim_wrapper.clip_grad.max_nrm=1'], 'optim_wrapper.clip_grad has no option max_nrm'),
+    'misspelt metric': (['val_evaluator.top=1'], r"Accuracy has no option 'top' \(evaluator.top\)"),
+    'misspelt loader': (['train_dataloader.batchsize=1'], r"DataLoader has no option 'batchsize'"),
+    'misspelt loop': (['val_cfg.typo=1'], r"ClassifierValLoop has no option 'typo'|ValLoop has no option 'typo'"),
+    'misspelt seed': (['randomness.sed=1'], r"set_randomness has no option 'sed' \(randomness.sed\)"),
+    'misspelt model': (['model.num_class=4'], r"ImageClassifier has no option 'num_class' \(model.num_class\)"),
+    'iterations': (['train_cfg._delete_=True', 'train_cfg.type=IterBasedTrainLoop', 'train_cfg.max_iters=9'],
+                   'mmtok.ResultsHook counts epochs, but train_cfg counts iterations'),
 }
 
 
@@ -308,8 +386,11 @@ def test_a_damaged_checkpoint(size, trained, test_tool, tmp_path):
     assert last.startswith(f"mmtok: checkpoint '{tmp_path}/half.pth' is ")
 
 
-def test_a_model_that_was_trained_otherwise(trained, test_tool):
-    """Its tensors have the same shapes."""
+def test_a_model_that_was_trained_otherwise(trained, test_tool, tmp_path):
+    """Its tensors have the same shapes. Of a file without a config nothing is known."""
+    whole = torch.load(trained / 'epoch_4.pth', weights_only=False)
+    torch.save(dict(whole, meta={}), tmp_path / 'bare.pth')
+    assert 'with other settings' not in test_tool(tmp_path / 'bare.pth')
     output = test_tool(trained / 'epoch_4.pth', '--cfg-options', 'model.backbone.arch.num_heads=4',
                        'model.backbone.drop_path_rate=0')
     assert ('was trained with other settings than it is tested with: model.backbone.arch.num_heads was 2 and is 4.'

@@ -15,7 +15,12 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmtok.errors import ConfigError, StorageError, check_positive_int
+from mmtok.engine.settings import settings
+from mmtok.errors import ConfigError, check_positive_int
+
+# What mmengine's Runner and its wrappers read beside its arguments
+READ = ('find_unused_parameters', 'model_wrapper_cfg', 'activation_checkpointing', 'efficient_conv_bn_eval', 'compile',
+        'sync_bn', 'custom_imports')
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,14 +64,24 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def check_keys(cfg: Config, options: dict) -> None:
-    """Refuse options of a name that neither the config nor mmengine's Runner has."""
-    known = {*cfg, *inspect.signature(Runner).parameters, 'runner_type', 'auto_scale_lr', 'resume', 'load_from'}
+    """Refuse options of a name that neither the config nor mmengine's Runner has, and those without effect.
+
+    Raises:
+        ConfigError: Names what is meant, or the settings that a variable of the config file went into.
+    """
+    known = {*inspect.signature(Runner).parameters, 'runner_type', 'auto_scale_lr', 'resume', 'load_from', *READ}
     for key in options:
         name = key.split('.')[0]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+        if name in known:
+            continue
+        if name not in cfg:
+            near = difflib.get_close_matches(name, {*known, *cfg}, 1)
             raise ConfigError(f'--cfg-options {key}: the config has no {name!r}'
                               + (f'; is {near[0]!r} meant?' if near else ''))
+        places = [path for path, value in settings(cfg.to_dict()) if value == cfg[name] and path != name]
+        if places and not isinstance(cfg[name], bool):  # else a hook may read it
+            raise ConfigError(f'--cfg-options {key}: {name!r} is a variable of the config file, which has been put in '
+                              f'place; change the settings themselves: {", ".join(places)}')
 
 
 def main() -> None:
@@ -80,9 +95,6 @@ def main() -> None:
                               f'processes that the learning rate belongs to, in {args.config}')
         cfg.auto_scale_lr.enable = True
     if args.resume:
-        if args.resume != 'auto' and '://' not in args.resume and not Path(args.resume).is_file():
-            raise StorageError(f'the checkpoint {args.resume!r} (--resume) is not there: name another, or none to go '
-                               f'on from the last one in {cfg.work_dir}')
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     RUNNERS.build(cfg).train()
 

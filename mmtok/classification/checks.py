@@ -7,18 +7,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..engine.preflight import check_classes, describe_misfit
-from ..engine.settings import changed_settings, describe
+from ..engine.preflight import check_classes, compare_classes, describe_misfit
+from ..engine.settings import changed_settings, describe, parse
 from ..errors import ConfigError
 from .images import ImageDataset
 
 # Settings of a model that have no effect on what it predicts
-NOT_TESTED = ('init_cfg', 'token_prop', 'drop', 'with_cp', 'frozen_stages', 'mixup', 'erase', 'label_smoothing')
-
-
-def classes_of(data) -> list[str]:
-    """Of a data set, by index; empty where they are not known."""
-    return list((getattr(data, 'metainfo', None) or {}).get('classes', ()))
+NOT_TESTED = {'init_cfg', 'token_prop', 'drop_path_rate', 'with_cp', 'frozen_stages', 'mixup', 'erase',
+              'label_smoothing', 'backend', 'non_blocking'}
 
 
 def check_same_classes(data, val_loop) -> None:
@@ -35,17 +31,7 @@ def check_same_classes(data, val_loop) -> None:
         raise ConfigError(f'{data.root} has no folders {data.split!r} and {other.split!r}, so that training and '
                           'validation would read the same images: data_root is the folder that holds those of the '
                           'splits; to validate on the training images, give both the same split')
-    compare_classes(classes_of(data), 'training', classes_of(other), 'validation')
-
-
-def compare_classes(ours: list[str], name: str, theirs: list[str], other: str) -> None:
-    """Raises ConfigError if both are known and differ."""
-    if ours and theirs and ours != theirs:
-        alone = [f'only {where} has {", ".join(map(repr, sorted(names)[:5]))}' for where, names in (
-            (name, set(ours) - set(theirs)), (other, set(theirs) - set(ours))) if names]
-        raise ConfigError(f'{name} has {len(ours)} classes and {other} {len(theirs)}; {", ".join(alone)}: have the '
-                          'same class folders in both'
-                          if alone else f'{name} and {other} number their classes in another order')
+    compare_classes(getattr(data, 'metainfo', None), 'training', getattr(other, 'metainfo', None), 'validation')
 
 
 class CheckedCheckpoint(Hook):
@@ -59,9 +45,9 @@ class CheckedCheckpoint(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         data = runner.test_loop.dataloader.dataset
-        check_classes(runner.cfg, getattr(data, 'metainfo', None) or {})
-        trained = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-        compare_classes(list(trained.get('classes', ())), 'the checkpoint', classes_of(data), 'the test data')
+        metainfo = getattr(data, 'metainfo', None)
+        check_classes(runner.cfg, metainfo or {})
+        compare_classes((checkpoint.get('meta') or {}).get('dataset_meta'), 'the checkpoint', metainfo, 'the test data')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         found, wanted = checkpoint.get('state_dict', checkpoint), model.state_dict()
         found = {name: value for name, value in found.items() if hasattr(value, 'shape')} if isinstance(
@@ -69,11 +55,11 @@ class CheckedCheckpoint(Hook):
         if misfit := describe_misfit(tested(wanted), tested(found)):
             raise ConfigError(f'the checkpoint does not fit the model of the config: {misfit}; name the config that it '
                               'was trained with')
-        changes = changed_settings((checkpoint.get('meta') or {}).get('cfg', ''), runner.cfg)
-        changes = {path: change for path, change in changes.items() if path.startswith('model.') and not any(
-            part in path for part in NOT_TESTED)}
+        before = parse((checkpoint.get('meta') or {}).get('cfg'))
+        changes = {path: change for path, change in changed_settings(before, runner.cfg).items()
+                   if path.startswith('model.') and not NOT_TESTED.intersection(path.split('.'))}
         if changes:
-            runner.logger.warning(f'This model was trained with other settings than it is tested with: '
+            runner.logger.warning('This model was trained with other settings than it is tested with: '
                                   f'{describe(changes)}.')
 
 

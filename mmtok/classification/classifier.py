@@ -18,7 +18,8 @@ class ImageClassifier(BaseModel):
         backbone: Config of the backbone; `classifier=True` is added.
         num_classes: Number of classes.
         label_smoothing: Share of a label that goes to all classes; with Mixup it is the preprocessor's part.
-        data_preprocessor: Config of `mmtok.ImagePreprocessor`, which gets `num_classes` and `label_smoothing`.
+        data_preprocessor: Config of `mmtok.ImagePreprocessor`, the default type, which gets `num_classes` and
+            `label_smoothing`.
         init_cfg: mmengine's.
 
     Raises:
@@ -31,9 +32,10 @@ class ImageClassifier(BaseModel):
         if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
             raise ConfigError(f'model.label_smoothing={label_smoothing!r} must be a number from 0 to below 1')
         if data_preprocessor is None:
-            data_preprocessor = dict(type='mmtok.ImagePreprocessor')
+            data_preprocessor = {}
         if isinstance(data_preprocessor, dict):
-            data_preprocessor = {'num_classes': num_classes, 'label_smoothing': label_smoothing, **data_preprocessor}
+            data_preprocessor = {'type': 'mmtok.ImagePreprocessor', 'num_classes': num_classes,
+                                 'label_smoothing': label_smoothing, **data_preprocessor}
         super().__init__(data_preprocessor, init_cfg)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.backbone = MODELS.build({'classifier': True, **backbone})

@@ -12,13 +12,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..checkpoint.writing import write_whole
+from ..engine.preflight import classes_of
 from ..engine.settings import training_settings
 from ..errors import ConfigError
 from ..registry import HOOKS
-from .checks import check_same_classes, classes_of
+from .checks import check_same_classes
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
 RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
@@ -40,6 +41,10 @@ class ResultsHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, (dict, type(None))):  # a training
+            if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+                raise ConfigError('mmtok.ResultsHook counts epochs, but train_cfg counts iterations: set '
+                                  "train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=...), or "
+                                  'default_hooks.results=None')
             check_same_classes(runner.train_loop.dataloader.dataset, runner.val_loop)
             runner.logger.info(f'Training images: {describe_data(runner.train_loop)}.')
             if runner.val_loop is not None:
@@ -108,9 +113,11 @@ class ResultsHook(Hook):
 def describe_data(loop) -> str:
     """How many images of how many classes a loop has, from where, in how many batches of this process."""
     data, loader = loop.dataloader.dataset, loop.dataloader
-    classes = f' of {len(classes_of(data))} classes' if classes_of(data) else ''
+    known = classes_of(getattr(data, 'metainfo', None))
+    classes = f' of {len(known)} classes' if known else ''
     root = f' in {data.root}' if hasattr(data, 'root') else ''
-    return f'{len(data)}{classes}{root}, {len(loader)} batches of {loader.batch_size} for each process'
+    size = f' of {loader.batch_size}' if loader.batch_size else ''  # a batch sampler has its own
+    return f'{len(data)}{classes}{root}, {len(loader)} batches{size} for each process'
 
 
 def check_schedule(runner: Runner) -> None:
@@ -118,11 +125,13 @@ def check_schedule(runner: Runner) -> None:
     if runner.epoch >= runner.max_epochs:
         runner.logger.info(f'Epoch {runner.epoch} of {runner.max_epochs} is done: nothing is left to train.')
     schedule = runner.cfg.get('param_scheduler')
-    if isinstance(schedule, dict) and schedule.get('warmup', 0) >= runner.max_epochs:
+    if not isinstance(schedule, dict) or schedule.get('type') != 'mmtok.CosineLR' or not schedule.get('by_epoch', True):
+        return
+    if schedule.get('warmup', 0) >= runner.max_epochs:
         runner.logger.warning(f'All {runner.max_epochs} epochs are warm-up of the learning rate '
                               f'(param_scheduler.warmup={schedule["warmup"]}), which never reaches its height: train '
                               'longer, or set it to less.')
-    if isinstance(schedule, dict) and schedule.get('epochs', 0) > runner.max_epochs:
+    if schedule.get('epochs', 0) > runner.max_epochs:
         runner.logger.warning(f'The schedule of the learning rate has {schedule["epochs"]} epochs, and the training '
                               f'{runner.max_epochs}: --epochs {runner.max_epochs} fits it.')
 

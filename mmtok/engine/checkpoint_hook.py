@@ -6,6 +6,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
 from ..checkpoint.writing import TEMPORARY, write_whole
-from ..errors import StorageError
+from ..errors import ConfigError, StorageError
 from ..registry import HOOKS
 
 RNG_KEY = 'mmtok_rng'
@@ -98,11 +99,16 @@ class CheckpointHook(MMEngineCheckpointHook):
     - With `save_best`, a validation that was due when the checkpoint was written is repeated on resuming.
 
     Raises:
+        ConfigError: For an option that there is not.
         StorageError: At the end, if the last checkpoint could not be written.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        unknown = [key for key in self.args if key not in signature(Runner.save_checkpoint).parameters]
+        if unknown:  # mmengine would say so after the first interval
+            raise ConfigError(f'mmtok.CheckpointHook has no option {", ".join(unknown)} (default_hooks.checkpoint): '
+                              "correct its name, or remove it; it takes those of mmengine's")
         self.failure = None  # the sentence about the newest checkpoint, where it could not be written
         self.states = None  # random states of all processes at the newest checkpoint, until the next iteration
         self.resumed = None  # this process's, from the checkpoint that is resumed, until the next iteration

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from ..backbones.base import TokenBackbone
-from ..errors import ConfigError, DataError, is_number
+from ..errors import ConfigError, DataError, check_options, is_number
 
 ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.tar.xz', '.tar.bz2', '.zip')
 DENSE_HEADS = ('decode_head', 'bbox_head', 'rpn_head', 'roi_head')
@@ -40,12 +41,22 @@ def check_amp(cfg: dict) -> None:
                           'without --amp here')
 
 
+def check_clipping(cfg: dict) -> None:
+    """Clipping of gradients gets options of torch's; mmengine would hand it any in the first iteration."""
+    clip = (cfg.get('optim_wrapper') or {}).get('clip_grad') or {}
+    kinds = dict(norm=clip_grad_norm_, value=clip_grad_value_)
+    if isinstance(clip, dict) and clip.get('type', 'norm') in kinds:
+        check_options('optim_wrapper.clip_grad', clip, kinds[clip.get('type', 'norm')])
+
+
 def check_tta(cfg: dict) -> None:
     """mmdet's test-time augmentation gets no detector with masks, at which it would fail after the first image."""
     model = cfg.get('model') or {}
-    if model.get('type') == 'DetTTAModel' and (model['module'].get('roi_head') or {}).get('mask_head'):
-        raise ConfigError(f"--tta merges boxes alone (mmdet's DetTTAModel), but this {model['module'].type} finds "
-                          'masks too: test it without --tta')
+    kind, inner = model.get('type'), model.get('module') or {}
+    name = (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1]
+    if name == 'DetTTAModel' and (inner.get('mask_head') or (inner.get('roi_head') or {}).get('mask_head')):
+        raise ConfigError(f"--tta merges boxes alone (mmdet's DetTTAModel), but this {inner.get('type')} finds masks "
+                          'too: test it without --tta')
 
 
 def check_model(model: nn.Module, cfg: dict) -> None:
@@ -149,8 +160,7 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
 
     A detector's heads have no more than that either: the COCO metric cannot name what they would find.
     """
-    # Data sets of several classes that are joined have a list of them
-    count = len(metainfo.get('classes') or ()) if isinstance(metainfo, dict) else 0
+    count = len(classes_of(metainfo))
     model = cfg.get('model') or {}
     heads = [('model', model, False)]  # a classifier has no head of its own in the config
     for path, owner in (('model', model), ('model.roi_head', model.get('roi_head') or {})):
@@ -163,6 +173,26 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
         if path == 'model' and isinstance(known, int) and 0 < count < known:
             print_log(f'model.num_classes={known}, but the data have {count} classes: the others are never right',
                       logger='current', level=logging.WARNING)
+
+
+def classes_of(metainfo) -> list[str]:
+    """Of a data set, by index; empty where they are not known. Joined data sets have a list of them."""
+    return list(metainfo.get('classes') or ()) if isinstance(metainfo, dict) else []
+
+
+def compare_classes(ours, name: str, theirs, other: str) -> None:
+    """Two data sets, told by their `metainfo`, number their classes alike.
+
+    Raises:
+        ConfigError: Both are known and differ; names classes that only one of them has.
+    """
+    ours, theirs = classes_of(ours), classes_of(theirs)
+    if ours and theirs and ours != theirs:
+        alone = [f'only {where} has {", ".join(map(repr, sorted(names)[:5]))}' for where, names in (
+            (name, set(ours) - set(theirs)), (other, set(theirs) - set(ours))) if names]
+        raise ConfigError(f'{name} has {len(ours)} classes and {other} {len(theirs)}; {", ".join(alone)}: have the '
+                          'same classes in both'
+                          if alone else f'{name} and {other} number their classes in another order')
 
 
 def describe_misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -2,22 +2,26 @@
 
 import contextlib
 import os
-import pickle
+import re
 from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
+from ..checkpoint.reading import read_checkpoint
 from ..errors import ConfigError, StorageError
 from .preflight import describe_misfit
-from .settings import changed_settings, describe
+from .settings import changed_settings, describe, parse
 
-ANOTHER = 'name another with --cfg-options load_from=FILE'
-OPTIMIZER = ('optim_wrapper.optimizer.', 'optim_wrapper.paramwise_cfg.')
+ANOTHER = 'name another (--resume FILE, with mmseg --cfg-options load_from=FILE)'
 AFRESH = 'start from the checkpoint by load_from, without --resume'
+# Settings that mmengine replaces by what the checkpoint holds
+RESTORED = re.compile(
+    r'(optim_wrapper\.(\w+\.)?(optimizer|paramwise_cfg|loss_scale)|param_scheduler|auto_scale_lr)\b')
 
 
 def find_resumed(load_from: str | None, work_dir: str) -> str | None:
@@ -32,6 +36,8 @@ def find_resumed(load_from: str | None, work_dir: str) -> str | None:
     beside = os.path.join(work_dir, os.path.basename(path))
     if not os.path.isfile(path) and load_from is None and os.path.isfile(beside):
         return beside  # the work directory was moved
+    if os.path.isdir(path):
+        raise StorageError(f'the checkpoint to resume from, {path!r}, is a folder: name a file in it')
     if not os.path.isfile(path):
         source = '--resume or load_from' if load_from else os.path.join(work_dir, 'last_checkpoint')
         raise StorageError(f'the checkpoint to resume from, {path!r} (named by {source}), is not there: put it back, '
@@ -43,19 +49,24 @@ def read_resumed(path: str) -> dict:
     """A checkpoint of a training; its tensors are read when they are looked at.
 
     Raises:
-        StorageError: It is damaged, or no such file.
+        CheckpointError: It is damaged.
+        StorageError: It holds weights alone.
     """
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=False, mmap=True)
-        checkpoint['meta'].get('seed'), checkpoint['state_dict'].items()
-    except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        raise StorageError(f'the checkpoint {path!r} cannot be read ({" ".join(str(error).split())[:200]}): it is '
-                           f'damaged or no checkpoint of a training; {ANOTHER}') from error
+        checkpoint = dict(torch.load(path, map_location='cpu', weights_only=False, mmap=True))
+    except Exception:  # torch's older format cannot be mapped; all else is damaged, which this says better
+        checkpoint = read_checkpoint(path, weights_only=False)
+    if not isinstance(checkpoint.get('meta'), dict) or 'state_dict' not in checkpoint:
+        raise StorageError(f'{path!r} is no checkpoint of a training, which holds its state beside the weights: '
+                           f'{ANOTHER}, or start from these weights by load_from, without --resume')
     return checkpoint
 
 
 def check_resumed(checkpoint: dict, path: str, model: nn.Module, cfg: Config, logger: MMLogger) -> None:
     """It is of this model and this kind of optimizer; says which settings have changed, and which cannot.
+
+    What the checkpoint replaces, and what the training started from, are taken into `cfg`, which goes on to say what is
+    trained.
 
     Raises:
         ConfigError: It cannot be gone on with.
@@ -63,16 +74,47 @@ def check_resumed(checkpoint: dict, path: str, model: nn.Module, cfg: Config, lo
     if misfit := describe_misfit(model.state_dict(), checkpoint['state_dict']):
         raise ConfigError(f'the checkpoint to resume from, {path!r}, is not of this model: {misfit}; go on with the '
                           f'settings that it was trained with, or {AFRESH}')
-    changes = changed_settings(checkpoint['meta'].get('cfg', ''), cfg)
-    if kind := changes.get(f'{OPTIMIZER[0]}type'):
-        raise ConfigError(f'the checkpoint to resume from, {path!r}, was trained with the optimizer {kind[0]}, and '
-                          f'optim_wrapper.optimizer.type is {kind[1]}: go on with {kind[0]}, or {AFRESH}')
-    if changes:
-        logger.info(f'Resumed with other settings than before: {describe(changes)}.')
-    kept = {path: change for path, change in changes.items() if path.startswith(OPTIMIZER)}
+    before = parse(checkpoint['meta'].get('cfg'))
+    cfg.load_from = before.get('load_from') if before else None
+    kinds = [optimizer_of(config) for config in (before, cfg)]
+    if all(kinds) and kinds[0] is not kinds[1]:
+        raise ConfigError(f'the checkpoint to resume from, {path!r}, was trained with the optimizer '
+                          f'{kinds[0].__name__}, and optim_wrapper.optimizer.type is {kinds[1].__name__}: go on with '
+                          f'{kinds[0].__name__}, or {AFRESH}')
+    changes = changed_settings(before, cfg)
+    kept = {key: change for key, change in changes.items() if 'optimizer' in checkpoint and RESTORED.match(key)
+            and not (key.startswith('param_scheduler.') and ours_schedules(cfg))}
+    others = {key: change for key, change in changes.items() if key not in kept}
+    if others:
+        logger.info(f'Resumed with other settings than before: {describe(others)}.')
     if kept:
-        logger.warning('A resumed optimizer keeps the rate, decay and other options of its checkpoint. These settings '
-                       f'have no effect: {describe(kept)}; to change them, {AFRESH}.')
+        logger.warning('Optimizer and schedule go on as they are in the checkpoint. These settings have no effect: '
+                       f'{describe(kept)}; to change them, {AFRESH}.')
+        for part in {RESTORED.match(key)[0] for key in kept}:
+            take_back(cfg, before, part.split('.'))
+
+
+def take_back(cfg: Config, before: Config, path: list[str]) -> None:
+    """A part of the config as it was."""
+    *above, name = path
+    for key in above:
+        cfg, before = cfg.get(key), before.get(key)
+    if name in before:
+        cfg[name] = before[name]
+    else:
+        cfg.pop(name, None)
+
+
+def optimizer_of(cfg: Config | None) -> type | None:
+    """The class of the one optimizer, None where it is not known."""
+    kind = ((cfg or {}).get('optim_wrapper') or {}).get('optimizer', {}).get('type')
+    return OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+
+
+def ours_schedules(cfg: Config) -> bool:
+    """Whether the schedule is mmtok.CosineLR, which takes its settings from the config."""
+    schedule = cfg.get('param_scheduler')
+    return isinstance(schedule, dict) and schedule.get('type') == 'mmtok.CosineLR'
 
 
 @contextlib.contextmanager

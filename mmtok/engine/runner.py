@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop, find_latest_checkpoint
+from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from torch.utils.data import DataLoader
 
@@ -23,10 +23,10 @@ from ..errors import ConfigError, StorageError
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
-from .preflight import check_amp, check_classes, check_data, check_model
+from .building import ExplainedRunner, explained_arguments
+from .preflight import check_amp, check_classes, check_clipping, check_data, check_model, compare_classes
 from .resuming import check_resumed, explained_optimizer, find_resumed, read_resumed
 from .samples import check_samples, explained_data
-from .settings import check_settings
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def explained_full_disk(work_dir: str) -> Iterator[None]:
 
 
 @RUNNERS.register_module()
-class Runner(MMEngineRunner):
+class Runner(ExplainedRunner):
     """mmengine's Runner with checks of data roots, sizes, channels, classes, padding and TokenProp.
 
     Raises:
@@ -57,14 +57,14 @@ class Runner(MMEngineRunner):
         StorageError: The disk is full, or the checkpoint to resume from is not there.
     """
 
+    resumed: dict = {}  # what the checkpoint to resume from says of itself
+
     def __init__(self, model, work_dir: str, *args, **kwargs) -> None:
         try:
             os.makedirs(work_dir, exist_ok=True)
         except OSError as error:
             raise StorageError(f'the work directory {work_dir!r} cannot be made ({error.strerror}): name another with '
                                '--work-dir') from error
-        if kwargs.get('cfg') is not None:
-            check_settings(kwargs['cfg'])
         with explained_full_disk(work_dir):
             super().__init__(model, work_dir, *args, **kwargs)
 
@@ -102,7 +102,7 @@ class Runner(MMEngineRunner):
         """mmengine's, of data sets that are not empty and name their bad files or skip them with a warning."""
         if not isinstance(dataloader, dict):
             return dataloader
-        with explained_data(dataloader.get('dataset')):
+        with explained_arguments('dataloader', dataloader), explained_data(dataloader.get('dataset')):
             loader = MMEngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
             if hasattr(loader.dataset, 'follow'):  # a stream, which counts its own steps
                 loader.dataset.follow(loader.batch_size, loader.num_workers, seed or 0)
@@ -120,11 +120,18 @@ class Runner(MMEngineRunner):
             raise ConfigError(f'{len(loop.dataloader.dataset)} training images are not one batch for each of '
                               f'{self.world_size} processes: set train_dataloader.batch_size to less, or '
                               'train_dataloader.drop_last=False')
-        check_classes(self.cfg, getattr(loop.dataloader.dataset, 'metainfo', {}))
+        metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
+        check_classes(self.cfg, metainfo)
+        compare_classes(self.resumed.get('dataset_meta'), 'the checkpoint to resume from', metainfo, 'training')
         return loop
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
-        """mmengine's, and times `accumulative_counts`, whose batches are one step together."""
+        """mmengine's, and times `accumulative_counts`, whose batches are one step together.
+
+        A resumed optimizer brings its own rate, scaled or not.
+        """
+        if self.resumed.get('has_optimizer'):
+            return
         super().scale_lr(optim_wrapper, auto_scale_lr)
         counts = getattr(optim_wrapper, '_accumulative_counts', 1)
         if auto_scale_lr and auto_scale_lr.get('enable') and counts > 1:
@@ -132,9 +139,15 @@ class Runner(MMEngineRunner):
             for group in optim_wrapper.optimizer.param_groups:
                 group['lr'] *= counts
 
+    def dump_config(self) -> None:
+        """mmengine's; to resume, once it is known that the work directory's training can go on with this config."""
+        if not self._resume or self.resumed:
+            super().dump_config()
+
     def train(self):
         """mmengine's, after the checks."""
         check_amp(self.cfg)
+        check_clipping(self.cfg)
         check_data(self.cfg, 'train_dataloader', 'val_dataloader')
         model = self.model.module if is_model_wrapper(self.model) else self.model
         check_model(model, self.cfg)
@@ -156,18 +169,20 @@ class Runner(MMEngineRunner):
         if path is None:
             self.logger.warning(f'There is nothing to resume in {self.work_dir}: training starts from the beginning.')
             self._resume = False
-            return
-        if '://' in path:
-            return
-        if not self._load_from and path != find_latest_checkpoint(self.work_dir):
-            self._load_from = path  # the work directory was moved
-        checkpoint = read_resumed(path)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        check_resumed(checkpoint, path, model, self.cfg, self.logger)
-        seed = checkpoint['meta'].get('seed')
-        if self._randomness_cfg.get('seed') is None and seed is not None:
-            self._randomness_cfg.update(seed=seed)
-            self.set_randomness(**self._randomness_cfg)
+        elif '://' not in path:
+            self._load_from = path
+            checkpoint = read_resumed(path)
+            model = self.model.module if is_model_wrapper(self.model) else self.model
+            check_resumed(checkpoint, path, model, self.cfg, self.logger)
+            self.resumed = {**checkpoint['meta'], 'has_optimizer': 'optimizer' in checkpoint}
+            seed, asked = self.resumed.get('seed'), self._randomness_cfg.get('seed')
+            if seed is not None and seed != asked:
+                if asked is not None:
+                    self.logger.warning(f'This training goes on with the seed of its checkpoint, {seed}: '
+                                        f'randomness.seed={asked} has no effect.')
+                self._randomness_cfg.update(seed=seed)
+                self.set_randomness(**self._randomness_cfg)
+        self.dump_config()
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         """mmengine's, with a sentence about an optimizer that does not fit."""

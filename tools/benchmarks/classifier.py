@@ -1,10 +1,11 @@
 """Images per second of a classifier's data and of its training, against timm's loader and a plain loop.
 
-The same images, timm transforms, batches, data workers, weights and optimizer on both sides; epochs take turns. Whole
+The same images, timm transforms, batches, data workers, model and optimizer on both sides; epochs take turns. Whole
 epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides. A loader's
 batch counts once its pixels lie in the order (B,3,H,W), which timm's workers see to and ours leave to the training.
 """
 
+import argparse
 import itertools
 import logging
 import sys
@@ -38,12 +39,20 @@ def add_arguments(parser) -> None:
     parser.add_argument('--side', type=int, default=256, help='pixels of the drawn images')
     parser.add_argument('--loader-sizes', type=timing.positive, nargs='+', default=[64, 224],
                         help='pixels of the images that the loaders give')
-    parser.add_argument('--train-sizes', type=timing.positive, nargs='+', default=[64, 224],
+    parser.add_argument('--train-sizes', type=sixteens, nargs='+', default=[64, 224],
                         help='pixels of the images that are trained on, 16x16 patches of them')
     parser.add_argument('--batch', type=timing.positive, default=32, help='images')
     parser.add_argument('--workers', type=timing.positive, default=1, help='data workers')
     timing.add_arguments(parser, repeats=7, name='classifier')
     parser.set_defaults(run=run)
+
+
+def sixteens(text: str) -> int:
+    """An argument that 16 divides."""
+    value = timing.positive(text)
+    if value % 16:
+        raise argparse.ArgumentTypeError(f'{value} is no multiple of 16')
+    return value
 
 
 def transform(augmentation: str) -> dict:

@@ -1,0 +1,70 @@
+"""mmengine's ways to build what a config names, with one sentence about an option that there is not."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from mmengine.runner import Runner as MMEngineRunner
+
+from ..errors import ConfigError
+from .settings import settings
+
+
+@contextlib.contextmanager
+def explained_arguments(where: str, cfg) -> Iterator[None]:
+    """One sentence where what is built from a part of the config gets an argument that it does not have.
+
+    Raises:
+        ConfigError: Names the setting and the class.
+    """
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"([\w.]+?)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        paths = [path for path, _ in settings(cfg, where) if found and found[2] in path.split('.')]
+        if not paths:  # no setting of the user's
+            raise
+        name = found[1].split('.')[-1]
+        raise ConfigError(f'{name} has no option {found[2]!r} ({paths[0]}): correct its name, or remove it; where a '
+                          'config changes the type of what it inherits, _delete_=True in the dict drops the options of '
+                          'the other type') from error
+
+
+class ExplainedRunner(MMEngineRunner):
+    """mmengine's Runner, which says in a sentence what it cannot build."""
+
+    def set_randomness(self, *args, **options) -> None:
+        with explained_arguments('randomness', options):
+            super().set_randomness(*args, **options)
+
+    def build_model(self, model):
+        with explained_arguments('model', model):
+            return super().build_model(model)
+
+    def build_optim_wrapper(self, optim_wrapper):
+        with explained_arguments('optim_wrapper', optim_wrapper):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler):
+        with explained_arguments('param_scheduler', scheduler):
+            return super().build_param_scheduler(scheduler)
+
+    def build_evaluator(self, evaluator):
+        with explained_arguments('evaluator', evaluator):
+            return super().build_evaluator(evaluator)
+
+    def build_train_loop(self, loop):
+        with explained_arguments('train_cfg', loop):
+            return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop):
+        with explained_arguments('val_cfg', loop):
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop):
+        with explained_arguments('test_cfg', loop):
+            return super().build_test_loop(loop)
+
+    def register_hook(self, hook, priority=None) -> None:
+        with explained_arguments('hook', hook):
+            super().register_hook(hook, priority)
