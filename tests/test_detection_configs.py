@@ -80,11 +80,11 @@ def test_leaf_starts_from_a_public_checkpoint(drawn_coco, fork_tool, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
-def test_leaf_trains_and_tests_on_coco(leaf, coco, run_tool, tmp_path):
+def test_leaf_trains_and_tests_on_coco(leaf, coco, fork_tool, tmp_path):
     """From outside the project, on few images, small ones, and from random weights; all else is as the leaf has it."""
     env = {'COCO_ROOT': str(coco)}
     for name, arguments in (('train', []), ('test', [tmp_path / 'work' / 'epoch_1.pth'])):
-        run = run_tool(f'mmdet/{name}', leaf, *arguments, '--work-dir', tmp_path / 'work', '--cfg-options',
+        run = fork_tool(f'mmdet/{name}', leaf, *arguments, '--work-dir', tmp_path / 'work', '--cfg-options',
                        *small(leaf), cwd=tmp_path, env=env)
         assert run.returncode == 0, run.stdout[-3000:]
         if name == 'train':
