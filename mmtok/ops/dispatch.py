@@ -1,5 +1,6 @@
 """The one place where a backend of MoTo is chosen and its inputs are checked."""
 
+import logging
 import os
 
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor
 from ..errors import check_choice
 from .reference import layout_reference, moto_reference
 from .torch_backend import moto_torch
+from .triton_backend import moto_triton, why_not
 
-BACKENDS = ('auto', 'reference', 'torch')
+BACKENDS = ('auto', 'reference', 'torch', 'triton')
 PARTITIONS = ('soft', 'hard')
 STATISTICS = ('region', 'product')
 FORCE = 'MMTOK_BACKEND'  # environment variable that stands in for backend='auto'
+SAID = set()  # log lines so far
 
 
 def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e-5, statistics: str = 'region',
@@ -30,7 +33,9 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
         statistics: 'region' weighs mean and (biased) deviation by the layout; 'product' takes those of X * L_i
             over all positions, the formula to the letter.
         mask: (B,1,H,W), true or 1 where the map is real. Padding enters no statistics and comes out as 0.
-        backend: 'reference', 'torch', or 'auto': what the environment variable MMTOK_BACKEND names, else 'torch'.
+        backend: 'reference', 'torch', 'triton' (CUDA; experimental: tested by Triton's interpreter, not yet on a GPU),
+            or 'auto': what the environment variable MMTOK_BACKEND names, else 'torch'. What 'triton' does not cover
+            goes to 'torch', with one log line.
 
     Returns:
         (B,C,H,W) in the dtype of x. An entity that owns no pixel adds only its alpha, with finite gradients.
@@ -42,10 +47,13 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
     if layout.shape != (x.shape[0], beta.shape[0], *x.shape[2:]):
         raise ValueError(f'layout has shape {tuple(layout.shape)}; x {tuple(x.shape)} and beta {tuple(beta.shape)} '
                          f'ask for {(x.shape[0], beta.shape[0], *x.shape[2:])}')
-    if choose_backend(backend) == 'reference' or not x.numel():
+    chosen = choose_backend(backend, x, (layout, beta, alpha), len(beta), statistics)
+    if chosen == 'reference' or not x.numel():
         with torch.autocast(x.device.type, enabled=False):
             wide, layout, beta, alpha = at_least_float32(x, layout, beta, alpha)
             return moto_reference(wide, layout, beta, alpha, eps, statistics, mask).to(x.dtype)
+    if chosen == 'triton':
+        return moto_triton(x, layout, None, None, beta, alpha, mask, 1.0, 'soft', eps)
     return moto_torch(x, layout, None, None, beta, alpha, mask, 1.0, 'soft', statistics, eps)
 
 
@@ -68,19 +76,39 @@ def moto_from_logits(x: Tensor, weight: Tensor, bias: Tensor | None, beta: Tenso
     if weight.shape != beta.shape:
         raise ValueError(f'the layout filters have shape {tuple(weight.shape)} and beta {tuple(beta.shape)}; '
                          'both must be (entities, channels)')
-    if choose_backend(backend) == 'reference' or not x.numel():
+    chosen = choose_backend(backend, x, (weight, bias, beta, alpha), len(beta), statistics)
+    if chosen == 'reference' or not x.numel():
         with torch.autocast(x.device.type, enabled=False):
             wide, weight, bias, beta, alpha = at_least_float32(x, weight, bias, beta, alpha)
             layout = layout_reference(wide, weight, bias, tau, partition)
             return moto_reference(wide, layout, beta, alpha, eps, statistics, mask).to(x.dtype)
+    if chosen == 'triton':
+        return moto_triton(x, None, weight, bias, beta, alpha, mask, tau, partition, eps)
     return moto_torch(x, None, weight, bias, beta, alpha, mask, tau, partition, statistics, eps)
 
 
-def choose_backend(backend: str) -> str:
-    """The backend that runs: what was asked for, else what MMTOK_BACKEND names, else 'torch'."""
+def choose_backend(backend: str, x: Tensor, others: tuple[Tensor | None, ...], entities: int, statistics: str) -> str:
+    """The backend that runs: what was asked for, else what MMTOK_BACKEND names, else 'torch'.
+
+    `others` are the tensors beside x whose dtypes matter.
+    """
     asked = backend if backend != 'auto' else os.environ.get(FORCE, 'auto')
     check_choice('backend', asked, BACKENDS)
-    return 'torch' if asked == 'auto' else asked
+    if asked == 'auto':
+        asked = 'torch'  # also on a GPU, until 'triton' has been tested and measured on one
+    if asked == 'triton':
+        reason = why_not(x, others, entities, statistics)
+        if reason:
+            say_once(f"MoTo: backend 'triton' does not cover {reason}; 'torch' takes over")
+            return 'torch'
+    return asked
+
+
+@torch.compiler.disable
+def say_once(line: str) -> None:
+    if line not in SAID:
+        SAID.add(line)
+        logging.getLogger('mmtok').warning(line)
 
 
 def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:

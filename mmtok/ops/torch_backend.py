@@ -150,6 +150,9 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
     """Fill `out (B,C,P)`; returns the statistics."""
     mass, mean, deviation, block = region_statistics(inputs, beta.shape[0])
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
+    if inputs.region:
+        # What counts as flat adds its alpha: there X * A - mu * A would be a difference of numbers of size X / eps.
+        scale = torch.where(deviation > 0, scale, 0.0)
     shift = (alpha.double() - mean * scale).transpose(1, 2)  # (B,C,n)
     scale = scale.transpose(1, 2)
     buffers = Buffers(out.device)
