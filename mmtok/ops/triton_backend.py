@@ -107,8 +107,11 @@ class Launcher:
                           FROM_LOGITS=self.layout is None, HARD=self.hard, MASKED=self.mask is not None)
 
     def tiles(self, shares: int) -> tuple[int, int]:
-        """Pixels of a tile, and tiles of an image, where a thread keeps so many shares (entities x pixels)."""
-        size = 32 * self.warps * max(1, shares // self.padded)
+        """Pixels of a tile, and tiles of an image, where a thread keeps so many shares (entities x pixels).
+
+        A block of channels needs registers, too: the numbers are those with which the compiler spills none.
+        """
+        size = 32 * self.warps * max(1, shares // (max(1, self.block // 2) * self.padded))
         return size, triton.cdiv(self.pixels, size)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

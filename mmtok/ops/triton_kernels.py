@@ -156,11 +156,11 @@ def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, mean_out, devia
     """
     image, c = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = tl.arange(0, N)
-    r = tl.arange(0, ROWS)[:, None]
-    m = tl.load(part_mass + ((image * tiles + r) * N + ids[None, :]), mask=r < tiles, other=-1.0)
-    at = tl.min(tl.where(m == tl.max(m, 0)[None, :], r, ROWS), 0)
-    at = tl.where(at < tiles, at, 0)  # nothing equals a NaN
-    zero = tl.load(part + (((image * tiles + at) * C + c) * 3 * N + ids)).to(tl.float64)
+    early = tl.arange(0, ROWS)[:, None]
+    owned = tl.load(part_mass + ((image * tiles + early) * N + ids[None, :]), mask=early < tiles, other=-1.0)
+    tile = tl.min(tl.where(owned == tl.max(owned, 0)[None, :], early, ROWS), 0)
+    tile = tl.where(tile < tiles, tile, 0)  # nothing equals a NaN
+    zero = tl.load(part + (((image * tiles + tile) * C + c) * 3 * N + ids)).to(tl.float64)
     mass = tl.zeros([ROWS, N], dtype=tl.float64)
     first = tl.zeros([ROWS, N], dtype=tl.float64)
     second = tl.zeros([ROWS, N], dtype=tl.float64)
@@ -188,10 +188,10 @@ def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, mean_out, devia
     scale = tl.load(beta + (ids * C + c), mask=real, other=0.0).to(tl.float64) / (deviation + eps)
     scale = tl.where((mass_all > min_mass) & positive, scale, 0.0)  # what counts as flat adds its alpha
     shift = tl.load(alpha + (ids * C + c), mask=real, other=0.0).to(tl.float64)
-    at = (image * C + c) * N + ids
+    place = (image * C + c) * N + ids
     tl.store(mass_out + (image * N + ids), mass_all, mask=c == 0)
-    tl.store(mean_out + at, mean)
-    tl.store(deviation_out + at, deviation)
+    tl.store(mean_out + place, mean)
+    tl.store(deviation_out + place, deviation)
     to = table + ((image * C + c) * 3 * N + ids)
     tl.store(to, rounded)
     tl.store(to + N, scale.to(tl.float32))
