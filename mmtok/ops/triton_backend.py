@@ -96,9 +96,10 @@ class Launcher:
         self.batch, self.channels, self.pixels = self.x.shape
         self.padded = padded(self.entities)
         self.merged_rows = max(1, MERGED // self.padded)
-        # 16 bytes of neighbouring channels at a time where they lie side by side
+        # 16 bytes of neighbouring channels at a time where they lie side by side; not with Triton 2, whose compiler
+        # mixes up such tensors
         self.block = CHANNELS_AT_ONCE
-        if self.x.stride(1) == 1 != self.x.stride(2):
+        if self.x.stride(1) == 1 != self.x.stride(2) and VERSION >= (3, 0):
             self.block = min(16 // self.x.element_size(), triton.next_power_of_2(self.channels), 64 // self.padded)
         # Triton lets each thread read a whole block of a table only if that has fewer elements than there are threads;
         # it would spread a larger one over the threads, and all that is computed from it, sums across them included.
