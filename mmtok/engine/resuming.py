@@ -99,6 +99,8 @@ def take_back(cfg: Config, before: Config, path: list[str]) -> None:
     *above, name = path
     for key in above:
         cfg, before = cfg.get(key), before.get(key)
+    if cfg is None or before is None:  # one of several optimizers that the other config does not have
+        return
     if name in before:
         cfg[name] = before[name]
     else:
@@ -107,7 +109,7 @@ def take_back(cfg: Config, before: Config, path: list[str]) -> None:
 
 def optimizer_of(cfg: Config | None) -> type | None:
     """The class of the one optimizer, None where it is not known."""
-    kind = ((cfg or {}).get('optim_wrapper') or {}).get('optimizer', {}).get('type')
+    kind = (((cfg or {}).get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
     return OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
 
 

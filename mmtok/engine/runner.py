@@ -140,8 +140,8 @@ class Runner(ExplainedRunner):
                 group['lr'] *= counts
 
     def dump_config(self) -> None:
-        """mmengine's; to resume, once it is known that the work directory's training can go on with this config."""
-        if not self._resume or self.resumed:
+        """mmengine's; to resume, `prepare_resume` does it, once it is known that the training can go on with this."""
+        if not self._resume:
             super().dump_config()
 
     def train(self):
@@ -182,7 +182,7 @@ class Runner(ExplainedRunner):
                                         f'randomness.seed={asked} has no effect.')
                 self._randomness_cfg.update(seed=seed)
                 self.set_randomness(**self._randomness_cfg)
-        self.dump_config()
+        super().dump_config()
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         """mmengine's, with a sentence about an optimizer that does not fit."""
