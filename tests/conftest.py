@@ -221,3 +221,31 @@ def fork_tool(start_tool) -> Callable:
     def run(*arguments, **options):
         return start_tool(*arguments, **options).finish()
     return run
+
+
+@pytest.fixture(scope='session')
+def class_folder(draw_folder) -> Path:
+    """A drawn image folder: 6 iterations an epoch."""
+    return draw_folder(train=12, val=3)
+
+
+@pytest.fixture(scope='session')
+def train_classifier(fork_tool, class_folder) -> Callable[..., str]:
+    """Train in a work directory with config options; returns the output."""
+    from classifiers import CONFIG, TRAIN
+
+    def run(work_dir, *options, resume=False, root=class_folder, config=CONFIG, fails=False) -> str:
+        arguments = [*['--resume'][:resume], *['--cfg-options'][:bool(options)], *options]
+        run = fork_tool(TRAIN, config, '--work-dir', work_dir, *arguments, cwd=work_dir.parent,
+                        env=dict(CIFAR10_ROOT=str(root)))
+        assert (run.returncode != 0) == fails, run.stdout[-3000:]
+        return run.stdout
+    return run
+
+
+@pytest.fixture(scope='session')
+def trained(train_classifier, tmp_path_factory) -> Path:
+    """The work directory of a classifier that was trained for 4 epochs; not to be written to."""
+    work_dir = tmp_path_factory.mktemp('trained') / 'work'
+    train_classifier(work_dir)
+    return work_dir

@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_named(train, finish, tmp_path):
     file.write_bytes(file.read_bytes()[:1_000_000])
     run = train(work_dir, SEED, resume=True).finish()
     assert run.returncode == 1 and 'Traceback' not in run.stdout
-    assert run.stdout.strip().splitlines()[-1].startswith(f"mmtok: the checkpoint '{file}' cannot be read (")
+    assert run.stdout.strip().splitlines()[-1].startswith(f"mmtok: checkpoint '{file}' is damaged or cut short (")
 
 
 def test_a_lost_checkpoint_is_named(train, tmp_path):

@@ -57,7 +57,12 @@ def load_config(args: argparse.Namespace) -> Config:
         if not isinstance(cfg.param_scheduler, dict) or 'epochs' not in cfg.param_scheduler:
             raise ConfigError('--epochs fits the schedule mmtok.CosineLR alone: change train_cfg.max_epochs and '
                               f'param_scheduler of {args.config} together')
-        cfg.merge_from_dict({'train_cfg.max_epochs': args.epochs, 'param_scheduler.epochs': args.epochs})
+        epochs = dict.fromkeys(('train_cfg.max_epochs', 'param_scheduler.epochs'), args.epochs)
+        for key, value in (args.cfg_options or {}).items():
+            if value != epochs.get(key, value):
+                raise ConfigError(f'--epochs {args.epochs} and --cfg-options {key}={value} contradict each other: give '
+                                  'one of them')
+        cfg.merge_from_dict(epochs)
     if args.work_dir is not None or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or os.path.join('work_dirs', Path(args.config).stem)
     return cfg

@@ -128,9 +128,9 @@ def check_schedule(runner: Runner) -> None:
     if not isinstance(schedule, dict) or schedule.get('type') != 'mmtok.CosineLR' or not schedule.get('by_epoch', True):
         return
     if schedule.get('warmup', 0) >= runner.max_epochs:
-        runner.logger.warning(f'All {runner.max_epochs} epochs are warm-up of the learning rate '
-                              f'(param_scheduler.warmup={schedule["warmup"]}), which never reaches its height: train '
-                              'longer, or set it to less.')
+        runner.logger.warning('The learning rate warms up to the end of the training (param_scheduler.warmup='
+                              f'{schedule["warmup"]}, train_cfg.max_epochs={runner.max_epochs}) and never reaches its '
+                              'height: train longer, or set warmup to less.')
     if schedule.get('epochs', 0) > runner.max_epochs:
         runner.logger.warning(f'The schedule of the learning rate has {schedule["epochs"]} epochs, and the training '
                               f'{runner.max_epochs}: --epochs {runner.max_epochs} fits it.')

@@ -23,16 +23,18 @@ class LayerDecayOptimWrapperConstructor(OptimWrapperConstructor):
         ConfigError: Without a rate in (0, 1], without a learning rate, or when no backbone of the model tells depths.
     """
 
+    OWN_KEYS = ('layer_decay_rate',)
+
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        ours = [key for key in ('num_layers', 'decay_rate', 'decay_type') if key in (paramwise_cfg or {})]
+        if ours:
+            raise ConfigError(f'optim_wrapper.paramwise_cfg has {", ".join(ours)} of mmseg\'s constructor: remove it; '
+                              'layer_decay_rate is the rate here, and the layers are counted')
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         self.rate = self.paramwise_cfg.get('layer_decay_rate')
         if not is_number(self.rate) or not 0 < self.rate <= 1:
             raise ConfigError(f'optim_wrapper.paramwise_cfg.layer_decay_rate={self.rate!r} must be a number above 0 '
                               f'and at most 1; paramwise_cfg has {", ".join(self.paramwise_cfg) or "no keys"}')
-        ours = [key for key in ('num_layers', 'decay_rate', 'decay_type') if key in self.paramwise_cfg]
-        if ours:
-            raise ConfigError(f'optim_wrapper.paramwise_cfg has {", ".join(ours)} of mmseg\'s constructor: remove it; '
-                              'layer_decay_rate is the rate here, and the layers are counted')
         if self.base_lr is None:
             raise ConfigError('layer_decay_rate scales the learning rate: give optim_wrapper.optimizer an lr')
 

@@ -6,6 +6,10 @@ from torch import nn
 from ..errors import ConfigError
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+# What mmengine's constructor reads of paramwise_cfg; it passes over all else
+KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult', 'flat_decay_mult',
+        'dcn_offset_lr_mult', 'bypass_duplicate')
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -15,8 +19,18 @@ class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
     one by one. The groups of timm's scripts, which this gives, are stepped by torch's multi-tensor kernels on a GPU.
 
     Raises:
-        ConfigError: When modules share parameters, and `bypass_duplicate` is not set.
+        ConfigError: When `paramwise_cfg` has a key that nothing reads, or modules share parameters, and
+            `bypass_duplicate` is not set.
     """
+
+    OWN_KEYS: tuple[str, ...] = ()
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        known = (*KEYS, *self.OWN_KEYS)
+        if unknown := [key for key in self.paramwise_cfg if key not in known]:
+            raise ConfigError(f'optim_wrapper.paramwise_cfg has no option {", ".join(unknown)} with '
+                              f'mmtok.{type(self).__name__}; it takes {", ".join(known)}')
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **options) -> None:
         super().add_params(params, module, prefix, **options)

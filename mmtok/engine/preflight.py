@@ -197,11 +197,11 @@ def compare_classes(ours, name: str, theirs, other: str) -> None:
 
 def describe_misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """What of a checkpoint's tensors is not as in a model; empty where all is."""
-    parts = [([name for name in wanted if name not in found], 'tensors of the model are not in it'),
-             ([name for name in found if name not in wanted], 'of its tensors are not in the model'),
-             ([name for name in wanted if name in found and found[name].shape != wanted[name].shape],
-              'tensors have another shape')]
-    return '; '.join(f'{len(names)} {what}, such as {names[0]!r}' for names, what in parts if names)
+    parts = [("it lacks {} of the model's tensors", [name for name in wanted if name not in found]),
+             ('the model lacks {} of its tensors', [name for name in found if name not in wanted]),
+             ('the shapes differ in {} of their tensors',
+              [name for name in wanted if name in found and found[name].shape != wanted[name].shape])]
+    return '; '.join(f'{what.format(len(names))}, such as {names[0]!r}' for what, names in parts if names)
 
 
 def dicts_with(node, name: str, path: str) -> Iterator[tuple[str, dict]]:
