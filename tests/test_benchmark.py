@@ -12,7 +12,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from benchmarks.backbones import TRUNKS, methods_of
-from benchmarks.moto import METHODS, make_inputs
+from benchmarks.moto import LAYOUT, LOGITS, METHODS, Case
 from benchmarks.size import ROWS, measure, with_moto
 from benchmarks.timing import time_interleaved
 
@@ -23,13 +23,27 @@ def run_benchmark(tmp_path, *arguments) -> tuple[str, list[dict]]:
     run = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
     with (tmp_path / 'out.csv').open() as file:
         rows = list(csv.DictReader(file))
-    assert all(float(row['ms_median']) > 0 and row['torch'] and row['device'] and row['date'] for row in rows)
+    assert all((row.get('note') or float(row['ms_median']) > 0) and row['torch'] and row['device'] and row['date'] for row in rows)
     return run.stdout, rows
 
 
 def test_moto_command(tmp_path):
-    output, rows = run_benchmark(tmp_path, 'moto', '--size', '64', '--repeats', '2')
-    assert output.count('faster than the faster formula: ') == 2 and len(rows) == 6
+    """With a call that takes too long, and one that does not fit into the memory of any machine."""
+    methods = ['mmtok', 'mmtok, from logits', 'formula, loop', 'self-attention']
+    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x32x32', '1x16x64x64', '1x16x1024x1024',
+                                 '--repeats', '2', '--device', 'cpu', '--patience', '0.5', '--methods', *methods)
+    assert len(rows) == 2 * 3 * len(methods) and output.count('the faster formula takes') == 6
+    measured = {(row['method'], row['shape'], row['direction']): row for row in rows}
+    assert float(measured['mmtok', '1x16x64x64', 'forward']['over_floor']) > 1
+    slow = measured['formula, loop', '1x16x1024x1024', 'forward']
+    assert (slow['repeats'], slow['peak_mib']) == ('1', '') and float(slow['ms_median']) > 500
+    too_large = measured['self-attention', '1x16x1024x1024', 'forward']
+    assert too_large['note'] == 'out of memory' and not too_large['ms_median']
+    peak = float(measured['mmtok', '1x16x1024x1024', 'forward']['peak_mib'])
+    assert 64 <= peak < 2 * 64, peak  # the output alone, of 64 MiB, and buffers
+    assert re.search(r'^mmtok, from logits, forward: time a pixel from 32 to 1024 within a factor of', output, re.M)
+    assert '1024: ' in output and '(paper, another GPU: 18.42)' in output
+    assert (tmp_path / 'out.png').stat().st_size > 10_000
 
 
 def test_backbones_command(tmp_path):
@@ -109,17 +123,27 @@ def test_all_backbones_give_the_same_maps(trunk):
     assert len(shapes) == 1
 
 
-def test_all_methods_compute_the_same():
-    class Args:
-        size, channels, entities, seed = 32, 6, 4, 0
-    inputs, upstream = make_inputs(Args)
-    results = []
-    for method in METHODS.values():
-        value = method(*inputs)
-        results.append([value, *torch.autograd.grad(value, inputs, upstream)])
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
+def test_methods_compute_the_same():
+    """Those of a given layout, and that layout is the one of those that compute it."""
+    case = Case((1, 6, 32, 32), 4, torch.float32, 'cpu', 0)
+    results = {names: [] for names in (LAYOUT, LOGITS)}
+    for name, method in METHODS.items():
+        if method.names in results and ('triton' not in name):
+            function, inputs = method.bind(case)
+            for tensor in inputs:
+                tensor.requires_grad_()
+            value = function()
+            results[method.names].append([value, *torch.autograd.grad(value, inputs, case.upstream)])
+    assert torch.allclose(results[LAYOUT][0][0], results[LOGITS][0][0], rtol=1e-4, atol=1e-4)
+    for other in results[LAYOUT][1:]:
+        for a, b in zip(results[LAYOUT][0], other, strict=True):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_both_self_attentions_are_one():
+    case = Case((2, 8, 5, 7), 4, torch.float32, 'cpu', 0)
+    plain, fused = (METHODS[name].bind(case)[0]() for name in ('self-attention', 'self-attention, fused'))
+    assert plain.shape == case.x.shape and torch.allclose(plain, fused, atol=1e-5)
 
 
 def test_rounds_are_interleaved():

@@ -1,10 +1,14 @@
-"""What one call adds to the peak of the resident set, measured in a fresh process. Linux."""
+"""What one call adds to peak memory: of the resident set, in a fresh process or in this one (Linux), or of a GPU."""
 
 import argparse
+import ctypes
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 OPTION = '--memory-of'
 
@@ -28,6 +32,30 @@ def print_added_peak(warm_up: Callable, call: Callable) -> None:
     Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
     call()
     print((resident_kib('VmHWM') - before) / 1024)
+
+
+def limit_to_available() -> None:
+    """Let what does not fit into the memory that is free raise an error, before the system kills this process."""
+    free = next(int(line.split()[1]) for line in Path('/proc/meminfo').read_text().splitlines()
+                if line.startswith('MemAvailable'))
+    limit = (resident_kib('VmSize') + free * 9 // 10) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def added_peak_here(call: Callable, device: str) -> float:
+    """MiB that a call, not its first, adds to the peak of this process, or of the memory of a GPU."""
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what lies free on the heap would be taken for nothing
+    before = resident_kib('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
+    call()
+    return (resident_kib('VmHWM') - before) / 1024
 
 
 def measure_added_peak(command: str, options: dict, method: str, direction: str) -> float:

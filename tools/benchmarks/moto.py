@@ -1,14 +1,53 @@
-"""MoTo on one feature map: the operator against the formula in plain PyTorch, a loop over entities or broadcast."""
+"""MoTo on feature maps: the operator against the formula, instance norm and self-attention between pixels.
 
+By default the sizes of the paper's complexity table (16 channels, a batch of 1; the row that it gives is of its own
+GPU) with 2048 added, and three shapes of real tokenizers. The floor is the time in which the memory moves what the
+operator cannot do without at the speed of a copy: forward 3 times the bytes of the map, backward 5 times, and the
+layout once more in each where it is given.
+"""
+
+import argparse
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
-from mmtok.ops import moto
+from mmtok.ops import moto, moto_from_logits
+from mmtok.ops.triton_backend import why_not
 
 from . import memory, timing
 from .timing import provenance, spread, time_interleaved, write_csv
 
-EPS = 1e-5
+EPS, TAU = 1e-5, 0.1
+SHAPES = [(1, 16, size, size) for size in (224, 384, 512, 1024, 2048)] + [(8, 16, 256, 256), (2, 16, 400, 672),
+                                                                          (64, 384, 14, 14)]
+DIRECTIONS = ('forward', 'forward + backward')
+PAPER = {224: 0.52, 384: 1.67, 512: 4.23, 1024: 18.42}  # ms forward on the paper's GPU, table 3
+PASSES = {'forward': (3, 1), 'forward + backward': (8, 2)}  # over the map, over a layout that is given
+SQUARE = r'1x16x(\d+)x\1'  # shapes of the paper's table
+DTYPES = ('float32', 'float16', 'bfloat16')
+
+
+class Case:
+    """One map and the parameters of every method, in turns with and without gradients."""
+
+    def __init__(self, shape: tuple[int, ...], entities: int, dtype: torch.dtype, device: str, seed: int):
+        torch.manual_seed(seed)
+        channels, of = shape[1], dict(device=device)
+        self.x = torch.randn(shape, dtype=dtype, **of)
+        self.weight, self.bias = torch.randn(entities, channels, **of), torch.zeros(entities, **of)
+        self.layout = self.compute_layout().to(dtype)
+        self.beta, self.alpha = torch.ones(entities, channels, **of), torch.zeros(entities, channels, **of)
+        self.qkv = torch.randn(3 * channels, channels, dtype=dtype, **of) / channels**0.5
+        self.upstream = torch.randn_like(self.x)
+
+    def compute_layout(self):
+        return (TAU * torch.einsum('nc,bchw->bnhw', self.weight, self.x.float())).softmax(1)
 
 
 def formula_loop(x, layout, beta, alpha):
@@ -32,70 +71,242 @@ def formula_broadcast(x, layout, beta, alpha):
     return (((x - mean) / (deviation + EPS) * beta[..., None, None] + alpha[..., None, None]) * share).sum(1)
 
 
-METHODS = {'mmtok': moto, 'formula, loop': formula_loop, 'formula, broadcast': formula_broadcast}
-DIRECTIONS = ('forward', 'forward + backward')
+def attention(x, qkv, fused: bool):
+    """Self-attention between the pixels, one head: what the paper's table compares MoTo with."""
+    q, k, v = (x.flatten(2).transpose(1, 2) @ qkv.T).chunk(3, -1)  # each (B,H*W,C)
+    if fused:
+        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+    else:
+        y = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+    return y.transpose(1, 2).reshape(x.shape)
+
+
+@dataclass
+class Method:
+    """A function of the map and of other tensors of a case, which get gradients."""
+
+    function: Callable
+    names: tuple[str, ...]
+    options: dict = field(default_factory=dict)
+
+    def bind(self, case: Case) -> tuple[Callable, list]:
+        """The function without arguments left to give, and its tensors."""
+        inputs = [getattr(case, name) for name in ('x', *self.names)]
+        return lambda: self.function(*inputs, **self.options), inputs
+
+
+def instance_norm(x, beta, alpha):
+    return F.instance_norm(x, weight=beta[0].to(x.dtype), bias=alpha[0].to(x.dtype))
+
+
+LAYOUT, LOGITS = ('layout', 'beta', 'alpha'), ('weight', 'bias', 'beta', 'alpha')
+# Those of a given layout compute the same, and so do those that compute it from the map
+METHODS = {
+    'mmtok': Method(moto, LAYOUT, dict(backend='torch')),
+    'mmtok triton': Method(moto, LAYOUT, dict(backend='triton')),
+    'formula, loop': Method(formula_loop, LAYOUT),
+    'formula, broadcast': Method(formula_broadcast, LAYOUT),
+    'formula, compiled': Method(formula_broadcast, LAYOUT),
+    'mmtok, from logits': Method(moto_from_logits, LOGITS, dict(backend='torch')),
+    'mmtok triton, from logits': Method(moto_from_logits, LOGITS, dict(backend='triton')),
+    'instance norm': Method(instance_norm, ('beta', 'alpha')),
+    'self-attention': Method(attention, ('qkv',), dict(fused=False)),
+    'self-attention, fused': Method(attention, ('qkv',), dict(fused=True)),
+}
+FORMULAS = ('formula, loop', 'formula, broadcast')
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){3}', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is no shape such as 1x16x224x224')
+    return tuple(map(int, text.split('x')))
+
+
+def name_of(shape: tuple[int, ...]) -> str:
+    return 'x'.join(map(str, shape))
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument('--size', type=int, default=1024, help='height and width')
-    parser.add_argument('--channels', type=int, default=16, help='of the map')
-    parser.add_argument('--entities', type=int, default=8, help='semantic entities')
+    parser.add_argument('--shapes', type=parse_shape, nargs='+', default=[name_of(shape) for shape in SHAPES],
+                        metavar='BxCxHxW', help='of the maps')
+    parser.add_argument('--methods', choices=METHODS, nargs='+', default=list(METHODS), help='which to measure')
+    parser.add_argument('--entities', type=timing.positive, default=8, help='semantic entities')
+    parser.add_argument('--dtype', choices=DTYPES, default='float32', help='of map and layout')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to compute')
+    parser.add_argument('--patience', type=float, default=10, metavar='S',
+                        help='a method whose call takes longer is called once, and not on larger maps')
     timing.add_arguments(parser, repeats=7, name='moto')
-    memory.add_argument(parser)
     parser.set_defaults(run=run)
 
 
-def make_inputs(args):
-    torch.manual_seed(args.seed)
-    x = torch.randn(1, args.channels, args.size, args.size, requires_grad=True)
-    layout = torch.randn(1, args.entities, args.size, args.size).softmax(1).requires_grad_()
-    beta = torch.ones(args.entities, args.channels, requires_grad=True)
-    alpha = torch.zeros(args.entities, args.channels, requires_grad=True)
-    return (x, layout, beta, alpha), torch.randn_like(x)
+def make_call(method: str, direction: str, case: Case) -> Callable[[], None]:
+    """One call of a method, with nothing left behind."""
+    function, inputs = METHODS[method].bind(case)
+    if method.endswith('compiled'):
+        function = torch.compile(function, dynamic=False)
+
+    def forward():
+        with torch.no_grad():
+            function()
+
+    def both():
+        for tensor in inputs:
+            tensor.requires_grad_()
+        torch.autograd.grad(function(), inputs, case.upstream)
+        for tensor in inputs:
+            tensor.requires_grad_(False)
+    return forward if direction == 'forward' else both
 
 
-def make_call(method: str, direction: str, inputs, upstream):
-    function = METHODS[method]
-    if direction == 'forward':
-        def call():
-            with torch.no_grad():
-                function(*inputs)
-    else:
-        def call():
-            torch.autograd.grad(function(*inputs), inputs, upstream)
-    return call
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second, read and written, of copies too large for any cache."""
+    source = torch.ones(1 << 26, device=device)
+    target, times = torch.zeros_like(source), []
+    for _ in range(9):
+        start = time.perf_counter()
+        target.copy_(source)
+        timing.wait_for(device)
+        times.append(time.perf_counter() - start)
+    return 2 * source.numel() * 4 / sorted(times[1:])[4]
 
 
-def ratio(a: float, b: float) -> str:
-    return f'{a / b:6.1f} x' if b else '     - '  # a map too small to show in the resident set
+def try_out(call: Callable, args, compiles: bool) -> tuple[float, str]:
+    """Seconds of a call, of the second where the first compiles; or why there are none."""
+    try:
+        for _ in range(1 + compiles):
+            start = time.perf_counter()
+            call()
+            timing.wait_for(args.device)
+            seconds = time.perf_counter() - start
+        return seconds, ''
+    except (RuntimeError, MemoryError) as error:
+        if 'memory' in str(error) or isinstance(error, MemoryError):
+            return 0.0, 'out of memory'
+        return 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+
+
+def measure(shape: tuple[int, ...], direction: str, case: Case, dropped: dict[tuple, str], args,
+            bandwidth: float) -> list[dict]:
+    """One block of the report; rows for the CSV. What takes too long or too much is added to `dropped`."""
+    torch.compiler.reset()
+    calls, seconds, notes = {}, {}, {}
+    for method in args.methods:
+        if (method, direction) in dropped:
+            notes[method] = dropped[method, direction]
+            continue
+        call = make_call(method, direction, case)
+        seconds[method], notes[method] = try_out(call, args, method.endswith('compiled'))
+        if notes[method]:
+            dropped[method, direction] = f'{notes[method]} at {name_of(shape)}'
+        elif seconds[method] > args.patience:
+            dropped[method, direction] = f'over {args.patience:g} s at {name_of(shape)}'
+        else:
+            calls[method] = call
+    times = time_interleaved(calls, args.repeats, {name: max(1, min(100, int(0.02 / seconds[name]))) for name in calls},
+                             args.device)
+    rows, passes = [], PASSES[direction]
+    print(f'\n{name_of(shape)}, {direction:22} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"floor":>8}')
+    for method in args.methods:
+        given = case.layout.nbytes if 'layout' in METHODS[method].names else 0
+        floor = 1e3 * (passes[0] * case.x.nbytes + passes[1] * given) / bandwidth
+        row = dict(method=method, direction=direction, shape=name_of(shape), entities=args.entities, dtype=args.dtype,
+                   ms_median='', ms_p20='', ms_p80='', peak_mib='', over_floor='', repeats=0, note=notes[method])
+        if method in times or (method in seconds and not notes[method]):
+            values = spread(times[method]) if method in times else 3 * (1e3 * seconds[method],)
+            peak = memory.added_peak_here(calls[method], args.device) if method in calls else None
+            row.update(zip(('ms_median', 'ms_p20', 'ms_p80'), (round(value, 4) for value in values), strict=True),
+                       peak_mib='' if peak is None else round(peak, 1), over_floor=round(values[0] / floor, 2),
+                       repeats=args.repeats if method in times else 1)
+            print(f'  {method:38} {values[0]:9.3f} {values[1]:9.3f} {values[2]:9.3f} '
+                  f'{"-" if peak is None else format(peak, ".0f"):>8} {values[0] / floor:6.1f} x', flush=True)
+        else:
+            print(f'  {method:38} {notes[method]}', flush=True)
+        rows.append(row)
+    return rows
+
+
+def compare(rows: list[dict]) -> None:
+    """The lines below each shape: what a user saves."""
+    found = {row['method']: row['ms_median'] for row in rows if row['ms_median']}
+    formulas = [found[name] for name in FORMULAS if name in found]
+    for ours in ('mmtok', 'mmtok triton'):
+        if ours in found and formulas:
+            text = f'  {ours}: the faster formula takes {min(formulas) / found[ours]:.1f} times as long'
+            if 'formula, compiled' in found:
+                text += f', compiled {found["formula, compiled"] / found[ours]:.1f} times'
+            print(text)
+
+
+def compare_sizes(rows: list[dict]) -> None:
+    """How time grows with the map, and the paper's times beside ours."""
+    for ours in METHODS:
+        for direction in DIRECTIONS:
+            square = {int(row['shape'].split('x')[-1]): row['ms_median'] for row in rows
+                      if row['method'] == ours and row['direction'] == direction and row['ms_median']
+                      and re.fullmatch(SQUARE, row['shape'])}
+            if 'mmtok' not in ours or len(square) < 2:
+                continue
+            each = {size: value / size**2 for size, value in square.items()}
+            print(f'{ours}, {direction}: time a pixel from {min(square)} to {max(square)} within a factor of '
+                  f'{max(each.values()) / min(each.values()):.2f}')
+            if direction == 'forward' and 'logits' in ours:
+                print('  ' + ', '.join(f'{size}: {square[size]:.2f} ms (paper, another GPU: {PAPER[size]})'
+                                       for size in square if size in PAPER))
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Time against pixels, on log axes, of square maps of the paper's width."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for axis, direction in zip(axes, DIRECTIONS, strict=True):
+        for number, method in enumerate(METHODS):
+            points = [(int(row['shape'].split('x')[-1]) ** 2, row['ms_median']) for row in rows if row['ms_median']
+                      and (row['method'], row['direction']) == (method, direction)
+                      and re.fullmatch(SQUARE, row['shape'])]
+            if points:
+                axis.plot(*zip(*points, strict=True), 'o-', markersize=3, color=f'C{number}', label=method,
+                          linewidth=2.2 if 'mmtok' in method else 1.2)
+        if direction == 'forward':
+            axis.plot([size**2 for size in PAPER], list(PAPER.values()), 'kx', label='paper, on its GPU')
+        axis.set(title=direction, xlabel='pixels', xscale='log', yscale='log')
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel('ms')
+    axes[0].legend(fontsize=7)
+    figure.suptitle(f'MoTo on 16 channels, batch 1, n = {rows[0]["entities"]}, {rows[0]["dtype"]}: {rows[0]["device"]}',
+                    fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    print(f'Picture in {path}')
 
 
 def run(args) -> None:
-    if args.memory_of:
-        small = make_inputs(type(args)(**{**vars(args), 'size': 16}))
-        memory.print_added_peak(make_call(*args.memory_of, *small), make_call(*args.memory_of, *make_inputs(args)))
-        return
-    inputs, upstream = make_inputs(args)
-    shape = f'{args.channels}x{args.size}x{args.size}, n = {args.entities}'
-    megabytes = inputs[0].numel() * 4 / 2**20
-    print(f'MoTo on {shape}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}; '
-          f'the map alone is {megabytes:.0f} MiB. Medians of {args.repeats} interleaved rounds.')
-    rows = []
-    for direction in DIRECTIONS:
-        times = time_interleaved({name: make_call(name, direction, inputs, upstream) for name in METHODS},
-                                 args.repeats)
-        best = min(spread(values)[0] for name, values in times.items() if name != 'mmtok')
-        ours = spread(times['mmtok'])[0]
-        print(f'\n{direction:20} {"ms":>8} {"20 %":>8} {"80 %":>8} {"MiB":>8}   against mmtok: time, memory')
-        options = {name: getattr(args, name) for name in ('size', 'channels', 'entities', 'seed')}
-        peak = {name: memory.measure_added_peak('moto', options, name, direction) for name in METHODS}
-        for name, values in times.items():
-            median, low, high = spread(values)
-            print(f'  {name:18} {median:8.1f} {low:8.1f} {high:8.1f} {peak[name]:8.0f}   '
-                  f'{ratio(median, ours)} {ratio(peak[name], peak["mmtok"])}')
-            rows.append(dict(method=name, direction=direction, shape=shape, ms_median=round(median, 2),
-                             ms_p20=round(low, 2), ms_p80=round(high, 2), peak_mib=round(peak[name], 1),
-                             repeats=args.repeats, **provenance(args.seed)))
-        print(f'  faster than the faster formula: {ratio(best, ours)}; '
-              f'less memory than the broadcast form: {ratio(peak["formula, broadcast"], peak["mmtok"])}')
+    shapes = [parse_shape(shape) if isinstance(shape, str) else shape for shape in args.shapes]
+    dtype = getattr(torch, args.dtype)
+    if args.device == 'cpu':
+        memory.limit_to_available()
+        where = provenance(args.seed)
+    else:
+        where = {**provenance(args.seed), 'device': torch.cuda.get_device_name(args.device)}
+    probe = Case((1, 1, 1, 1), args.entities, dtype, args.device, args.seed)
+    reason = why_not(probe.x, (probe.layout, probe.beta, probe.alpha), args.entities, 'region')
+    if reason or args.device == 'cpu':  # the interpreter is no backend to measure
+        args.methods = [method for method in args.methods if 'triton' not in method]
+    bandwidth = copy_bandwidth(args.device)
+    print(f'MoTo, n = {args.entities}, {args.dtype}, on {where["device"]}, {torch.get_num_threads()} thread(s), torch '
+          f'{torch.__version__}. Copies run at {bandwidth / 1e9:.1f} GB/s, read and written: the floor. Medians of '
+          f'{args.repeats} interleaved rounds; MiB is what a call adds.')
+    rows, dropped = [], {}
+    for shape in sorted(shapes, key=math.prod):
+        case = Case(shape, args.entities, dtype, args.device, args.seed)
+        for direction in DIRECTIONS:
+            block = measure(shape, direction, case, dropped, args, bandwidth)
+            compare(block)
+            rows += [{**row, 'copy_gb_per_s': round(bandwidth / 1e9, 1), **where} for row in block]
+        del case
+    print()
+    compare_sizes(rows)
     write_csv(args.out, rows)
+    draw(rows, args.out.with_suffix('.png'))

@@ -40,15 +40,28 @@ def keep_pages() -> None:
         mallopt(m_mmap_max, 0)
 
 
-def time_interleaved(functions: dict[str, Callable], repeats: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each call, (repeats,) per function; rounds go through all functions, after one warm-up."""
+def wait_for(device: str) -> None:
+    """Until a device has done what it was given; a CPU has."""
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[str, int] | None = None,
+                     device: str = 'cpu') -> dict[str, np.ndarray]:
+    """Milliseconds of each call, (repeats,) per function; rounds go through all functions, after one warm-up.
+
+    A function that is over too soon to be timed by itself is called `calls[name]` times in a round.
+    """
     times = {name: [] for name in functions}
     for round_number in range(repeats + 1):
         for name, function in functions.items():
+            count = calls[name] if calls else 1
             start = time.perf_counter()
-            function()
+            for _ in range(count):
+                function()
+            wait_for(device)
             if round_number:
-                times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((time.perf_counter() - start) * 1e3 / count)
     return {name: np.array(values) for name, values in times.items()}
 
 
