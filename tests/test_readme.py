@@ -115,6 +115,13 @@ def test_measured_demo_comes_from_the_file():
                     f'{scores["per-pixel RGB classifier"]:.2f}', f'{scores["majority class"]:.2f}')
 
 
+def test_measured_detection_demo_comes_from_the_file():
+    results = json.loads((ROOT / 'docs' / 'demo-det.json').read_text())
+    said = re.search(r'after ([\d.]+) minutes, box AP (\S+) and mask AP (\S+) on 60', ' '.join(README.split())).groups()
+    assert said == (f'{results["seconds"] / 60:.1f}', f'{results["box_AP"]:.3f}', f'{results["mask_AP"]:.3f}')
+    assert results['seconds'] <= 600
+
+
 def test_measured_study_comes_from_the_file():
     rows = json.loads((ROOT / 'docs' / 'benchmarks' / 'cifar10_study.json').read_text())
     assert {row['config'] for row in rows} == {path.stem for path in (ROOT / 'configs' / 'cifar10').glob('*.py')}
