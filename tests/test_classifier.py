@@ -130,6 +130,20 @@ def test_what_a_config_may_mean(train_classifier, tmp_path):
     assert 'The schedule of the learning rate has 4 epochs, and the training 1: --epochs 1 fits it.' in output
 
 
+ITERATIONS = ['train_cfg._delete_=True', 'train_cfg.type=IterBasedTrainLoop', 'train_cfg.max_iters=9']
+
+
+@pytest.mark.parametrize('options, kept', [
+    (['default_hooks.results=None', 'train_cfg.max_epochs=1'], 'ema'),
+    (['default_hooks.results=None', *ITERATIONS], 'ema'),
+    (['default_hooks.ema=None', 'train_cfg.max_epochs=1'], 'results')], ids=['results', 'iterations', 'ema'])
+def test_a_hook_that_is_left_out(options, kept, train_classifier, tmp_path):
+    """As the messages about it advise."""
+    output = train_classifier(tmp_path / 'work', *options)
+    assert (tmp_path / 'work' / 'results.json').is_file() == (kept == 'results')
+    assert 'accuracy/top1: ' in output and ('ema/top1: ' in output) == (kept == 'ema')
+
+
 def test_a_part_of_the_images_is_listed(train_classifier, tmp_path):
     train_classifier(tmp_path / 'work', 'train_dataloader.dataset.fraction=0.5', 'train_cfg.max_epochs=1')
     names = (tmp_path / 'work' / 'train_images.txt').read_text().split()
@@ -163,8 +177,7 @@ WRONG = {
     'misspelt loop': (['val_cfg.typo=1'], r"ClassifierValLoop has no option 'typo'|ValLoop has no option 'typo'"),
     'misspelt seed': (['randomness.sed=1'], r"set_randomness has no option 'sed' \(randomness.sed\)"),
     'misspelt model': (['model.num_class=4'], r"ImageClassifier has no option 'num_class' \(model.num_class\)"),
-    'iterations': (['train_cfg._delete_=True', 'train_cfg.type=IterBasedTrainLoop', 'train_cfg.max_iters=9'],
-                   'mmtok.ResultsHook counts epochs, but train_cfg counts iterations'),
+    'iterations': (ITERATIONS, 'mmtok.ResultsHook counts epochs, but train_cfg counts iterations'),
 }
 
 

@@ -9,6 +9,9 @@ from mmengine.runner import Runner as MMEngineRunner
 from ..errors import ConfigError
 from .settings import settings
 
+# Those that mmengine registers by itself, and leaves out where the config says None
+HOOKS_OF_MMENGINE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+
 
 @contextlib.contextmanager
 def explained_arguments(where: str, cfg) -> Iterator[None]:
@@ -64,6 +67,12 @@ class ExplainedRunner(MMEngineRunner):
     def build_test_loop(self, loop):
         with explained_arguments('test_cfg', loop):
             return super().build_test_loop(loop)
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """mmengine's, where None leaves out any hook that the config inherits."""
+        if hooks is not None:
+            hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in HOOKS_OF_MMENGINE}
+        super().register_default_hooks(hooks)
 
     def register_hook(self, hook, priority=None) -> None:
         with explained_arguments('hook', hook):
