@@ -122,6 +122,9 @@ def test_what_a_config_may_mean(train_classifier, tmp_path):
     output = train_classifier(tmp_path / 'work', 'data_root=/nowhere', fails=True)
     assert ("mmtok: --cfg-options data_root: 'data_root' is a variable of the config file, which has been put in "
             'place; change the settings themselves: train_dataloader.dataset.data_root, val_dataloader') in output
+    output = train_classifier(tmp_path / 'work', 'vis_backends.0.type=TensorboardVisBackend', fails=True)
+    assert output.endswith("mmtok: --cfg-options vis_backends.0.type: 'vis_backends' is a variable of the config file, "
+                           'which has been put in place; change the settings themselves: visualizer.vis_backends\n')
     output = train_classifier(tmp_path / 'work', 'model.num_classes=9', 'train_cfg.max_epochs=1')
     assert 'model.num_classes=9, but the data have 4 classes: the others are never right' in output
     assert re.search(r'Training images: 48 of 4 classes in \S+/data/train, 6 batches of 8 for each process', output)

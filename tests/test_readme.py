@@ -6,12 +6,14 @@ import re
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmseg
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from conftest import ROOT
 from mmtok.registry import MODELS
@@ -64,6 +66,24 @@ def test_all_snippets_train_under_mmseg(drawn_ade, fork_tool, tmp_path):
     assert run.returncode == 0, run.stdout[-3000:]
     assert 'loss_tokenprop' in run.stdout and 'Layer-wise decay: learning rates times 0.75' in run.stdout
     assert 'mmtok_rng' in torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)  # our hook saved it
+
+
+def test_tensorboard_gets_what_the_scalars_file_gets(monkeypatch, tmp_path):
+    """By the two lines of the README, with a stand-in for the package."""
+    lines = re.findall(r'`(\S+ = [^`]*)`', re.search(r'\*\*TensorBoard\*\*.*?\n(?=- |\n)', README, re.S).group())
+    base = ROOT / 'configs' / 'imagenet' / 'deit-s_8xb128-300e_in1k.py'
+    (tmp_path / 'mine.py').write_text('\n'.join(lines).replace('CONFIG', str(base)))
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda name, value, step: written.append((name, value, step)),
+                             close=lambda: None)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', SimpleNamespace(SummaryWriter=lambda folder: writer))
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert len(lines) == 2 and cfg.model == Config.fromfile(base).model
+    visualizer = Visualizer('tensorboard', vis_backends=cfg.visualizer.vis_backends, save_dir=str(tmp_path))
+    visualizer.add_scalars(dict(loss=0.5), step=3)
+    visualizer.close()
+    assert written == [('loss', 0.5, 3)]
+    assert json.loads((tmp_path / 'vis_data' / 'scalars.json').read_text()) == dict(loss=0.5, step=3)
 
 
 def test_every_linked_file_is_there():

@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmtok.engine.settings import settings
+from mmtok.engine.settings import subtrees
 from mmtok.errors import ConfigError, check_positive_int
 
 # What mmengine's Runner and its wrappers read beside its arguments
@@ -75,6 +75,7 @@ def check_keys(cfg: Config, options: dict) -> None:
         ConfigError: Names what is meant, or the settings that a variable of the config file went into.
     """
     known = {*inspect.signature(Runner).parameters, 'runner_type', 'auto_scale_lr', 'resume', 'load_from', *READ}
+    whole = cfg.to_dict()
     for key in options:
         name = key.split('.')[0]
         if name in known:
@@ -83,8 +84,8 @@ def check_keys(cfg: Config, options: dict) -> None:
             near = difflib.get_close_matches(name, {*known, *cfg}, 1)
             raise ConfigError(f'--cfg-options {key}: the config has no {name!r}'
                               + (f'; is {near[0]!r} meant?' if near else ''))
-        places = [path for path, value in settings(cfg.to_dict()) if value == cfg[name] and path != name]
-        if places and not isinstance(cfg[name], bool):  # else a hook may read it
+        places = [path for path, node in subtrees(whole) if node == whole[name] and path.split('.')[0] != name]
+        if places and not isinstance(whole[name], bool):  # else a hook may read it
             raise ConfigError(f'--cfg-options {key}: {name!r} is a variable of the config file, which has been put in '
                               f'place; change the settings themselves: {", ".join(places)}')
 

@@ -22,6 +22,14 @@ def settings(node, path: str = '') -> Iterator[tuple[str, object]]:
         yield from settings(child, f'{path}.{key}' if path else str(key))
 
 
+def subtrees(node, path: str = '') -> Iterator[tuple[str, object]]:
+    """(path, node) of each dict, list and value in nested dicts and lists."""
+    yield path, node
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(
+            node, (list, tuple)) else ():
+        yield from subtrees(child, f'{path}.{key}' if path else str(key))
+
+
 def training_settings(cfg: Config) -> dict[str, object]:
     """All that a config says but the seed, where it reads and writes, and how many data workers it has."""
     said = dict(settings(cfg.to_dict()))
