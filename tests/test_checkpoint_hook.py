@@ -119,6 +119,18 @@ def test_half_written_files_of_a_killed_run_are_cleared_away(runner, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('done, interval, repeated', [(4, 999, True), (3, 999, False), (2, 2, True), (0, 2, False)])
+def test_a_validation_is_repeated_where_one_was_due(done, interval, repeated, by_epoch, runner):
+    """At the last epoch, or iteration, one always is."""
+    runs = []
+    vars(runner).update(_resume=True, val_loop=SimpleNamespace(run=lambda: runs.append(done)), val_begin=1,
+                        val_interval=interval, max_epochs=4 if by_epoch else 1, max_iters=4 if not by_epoch else 40,
+                        **{'epoch' if by_epoch else 'iter': done})
+    CheckpointHook(by_epoch=by_epoch, interval=1, save_best='mIoU').before_train(runner)
+    assert runs == [done] * repeated
+
+
 def test_a_validation_without_training(runner, tmp_path):
     """`Runner.val()`: nothing was prepared, and there is nothing to save."""
     CheckpointHook(by_epoch=False).after_val_epoch(runner, dict(mIoU=0.5))

@@ -19,7 +19,11 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(trained, train_classif
     assert results(work_dir)['curve'] == results(trained)['curve']
 
 
-@pytest.mark.parametrize('options', [[], ['default_hooks.checkpoint.save_best=accuracy/top1']], ids=['', 'best'])
+BEST = 'default_hooks.checkpoint.save_best=accuracy/top1'
+
+
+@pytest.mark.parametrize('options', [[], [BEST], ['train_cfg.val_interval=999'], [BEST, 'train_cfg.val_interval=999']],
+                         ids=['', 'best', 'at the end', 'best at the end'])
 def test_a_validation_that_was_cut_short_is_made_up_for(options, trained, train_classifier, tmp_path):
     work_dir = shutil.copytree(trained, tmp_path / 'work')
     found = results(work_dir)
@@ -27,7 +31,7 @@ def test_a_validation_that_was_cut_short_is_made_up_for(options, trained, train_
     (work_dir / 'results.json').write_text(json.dumps({**found, 'metrics': found['curve'][-1]}))
     train_classifier(work_dir, *options, resume=True)
     assert results(work_dir)['curve'] == results(trained)['curve']
-    assert len(list(work_dir.glob('best_*.pth'))) == len(options)
+    assert len(list(work_dir.glob('best_*.pth'))) == options.count(BEST)
 
 
 def test_other_settings_than_those_that_are_resumed(trained, train_classifier, tmp_path):
@@ -122,9 +126,8 @@ def test_a_checkpoint_to_resume_that_is_not_there(fork_tool, class_folder, tmp_p
 
 
 def test_a_repeated_validation_is_one_point_of_the_curve(trained, train_classifier, tmp_path):
-    best = 'default_hooks.checkpoint.save_best=accuracy/top1'
-    train_classifier(tmp_path / 'work', best, 'train_cfg.max_epochs=2')
-    train_classifier(tmp_path / 'work', best, 'train_cfg.max_epochs=3', resume=True)
+    train_classifier(tmp_path / 'work', BEST, 'train_cfg.max_epochs=2')
+    train_classifier(tmp_path / 'work', BEST, 'train_cfg.max_epochs=3', resume=True)
     assert results(tmp_path / 'work')['curve'] == results(trained)['curve'][:3]
 
 

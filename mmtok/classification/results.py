@@ -16,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..checkpoint.writing import write_whole
 from ..engine.preflight import classes_of
+from ..engine.resuming import validation_was_due
 from ..engine.settings import training_settings
 from ..errors import ConfigError
 from ..registry import HOOKS
@@ -77,8 +78,8 @@ class ResultsHook(Hook):
 
     def lacks_validation(self, runner: Runner) -> bool:
         """Whether the epoch that is resumed should have been validated and was not; as the main process knows."""
-        due = runner.epoch >= runner.val_begin and runner.epoch % runner.val_interval == 0
-        answer = [due and runner.epoch not in [line['epoch'] for line in self.curve]]
+        answer = [validation_was_due(runner, by_epoch=True)
+                  and runner.epoch not in [line['epoch'] for line in self.curve]]
         broadcast_object_list(answer)
         return answer[0]
 

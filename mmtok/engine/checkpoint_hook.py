@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from ..checkpoint.writing import TEMPORARY, write_whole
 from ..errors import ConfigError, StorageError
 from ..registry import HOOKS
+from .resuming import validation_was_due
 
 RNG_KEY = 'mmtok_rng'
 
@@ -122,11 +123,10 @@ class CheckpointHook(MMEngineCheckpointHook):
         if local and is_main_process():
             for path in Path(self.out_dir).glob(f'*{TEMPORARY}'):
                 path.unlink(missing_ok=True)
-        if runner._resume and self.save_best and runner.val_loop is not None:
-            done = runner.epoch if self.by_epoch else runner.iter
-            if done and done >= runner.val_begin and done % runner.val_interval == 0:
-                runner.logger.info('The validation of this checkpoint is repeated, in case it was cut short.')
-                runner.val_loop.run()
+        if (runner._resume and self.save_best and runner.val_loop is not None
+                and validation_was_due(runner, self.by_epoch)):
+            runner.logger.info('The validation of this checkpoint is repeated, in case it was cut short.')
+            runner.val_loop.run()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds the random states of all processes."""

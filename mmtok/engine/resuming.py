@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import OPTIMIZERS
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from ..checkpoint.reading import read_checkpoint
@@ -43,6 +43,12 @@ def find_resumed(load_from: str | None, work_dir: str) -> str | None:
         raise StorageError(f'the checkpoint to resume from, {path!r} (named by {source}), is not there: put it back, '
                            f'or {ANOTHER}')
     return path
+
+
+def validation_was_due(runner: Runner, by_epoch: bool) -> bool:
+    """Whether mmengine validates after the epoch, or iteration, that a training goes on from; always after the last."""
+    done, last = (runner.epoch, runner.max_epochs) if by_epoch else (runner.iter, runner.max_iters)
+    return done >= max(1, runner.val_begin) and (done % runner.val_interval == 0 or done == last)
 
 
 def read_resumed(path: str) -> dict:
