@@ -1,5 +1,6 @@
 """Images in shards: webdataset, and where it is installed, Hugging Face's datasets."""
 
+import contextlib
 import io
 import re
 import shutil
@@ -11,9 +12,9 @@ from PIL import Image
 
 from conftest import ROOT, logged_steps
 from mmtok.classification.images import ImageDataset
-from mmtok.classification.streams import ImageStream
+from mmtok.classification.streams import ImageStream, check_count
 from mmtok.engine.runner import Runner
-from mmtok.errors import ConfigError
+from mmtok.errors import ConfigError, DataError
 
 EVAL, TRAIN = dict(input_size=32, crop_pct=1.0), dict(input_size=32, is_training=True)
 IMAGES = 48
@@ -152,7 +153,8 @@ train_cfg = dict(max_epochs=2)
 
 
 @pytest.mark.parametrize('spoilt, sentence', [
-    ('val-0000.tar', '11 of 12 images were evaluated: a stream'),
+    ('val-0000.tar', "11 images were evaluated, but wds/ with split='val-0000.tar|12' states 12: correct this number "
+                     '(behind the shards, or reader.num_samples); or mend what the log above names, which wds/ leaves'),
     ('train-*.tar', 'epoch 1 had no iteration: of the images of train_dataloader.dataset none could be read')])
 def test_images_that_cannot_be_read(spoilt, sentence, shards, fork_tool, tmp_path):
     copy = shutil.copytree(shards, tmp_path / 'shards')
@@ -164,6 +166,22 @@ def test_images_that_cannot_be_read(spoilt, sentence, shards, fork_tool, tmp_pat
     run = fork_tool(ROOT / 'tools' / 'train_classifier.py', stream_config(tmp_path / 'streams.py', copy),
                      '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert run.returncode != 0 and f'mmtok: {sentence}' in run.stdout and 'Traceback' not in run.stdout
+
+
+def test_more_images_than_the_stream_states(shards, fork_tool, tmp_path):
+    config = stream_config(tmp_path / 'streams.py', shards, val='val-0000.tar|10')
+    run = fork_tool(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path)
+    assert run.returncode != 0 and run.stdout.endswith(
+        "mmtok: 12 images were evaluated, but wds/ with split='val-0000.tar|10' states 10: correct this number (behind "
+        'the shards, or reader.num_samples)\n') and 'Traceback' not in run.stdout
+
+
+@pytest.mark.parametrize('others, fits', [(4, False), (5, True), (6, False)])
+def test_the_images_of_all_processes_are_counted(others, fits, shards, monkeypatch):
+    monkeypatch.setattr('mmtok.classification.streams.all_reduce', lambda count: count.add_(others))
+    data = ImageStream('wds/', str(shards), 'val-0000.tar|12', EVAL)
+    with contextlib.nullcontext() if fits else pytest.raises(DataError, match=f'{7 + others} images were evaluated'):
+        check_count(data, 7, len(data))
 
 
 def test_a_data_set_of_hugging_face(folder, fork_tool, tmp_path):

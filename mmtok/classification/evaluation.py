@@ -6,9 +6,11 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.runner import Runner, autocast
+from torch.utils.data import Dataset, IterableDataset
 
 from ..engine.loops import TestLoop, ValLoop
 from ..registry import HOOKS, LOOPS
+from .streams import check_count
 
 AVERAGE = 'ema'
 
@@ -70,18 +72,26 @@ class EMAHook(MMEngineEMAHook):
 
 
 class WithAverages:
-    """An evaluator, and a copy of it for the outputs of the averages of a hook, whose metrics begin with `ema/`."""
+    """An evaluator, and a copy of it for the outputs of the averages of a hook, whose metrics begin with `ema/`.
 
-    def __init__(self, evaluator: Evaluator, hook: EMAHook | None):
+    It counts what a stream gives: of more images than the stream states, mmengine would drop the last.
+    """
+
+    def __init__(self, evaluator: Evaluator, hook: EMAHook | None, dataset: Dataset):
         self.evaluator, self.average, self.hook = evaluator, copy.deepcopy(evaluator), hook
+        self.dataset, self.count = dataset, 0
 
     def process(self, data_samples, data_batch=None) -> None:
+        self.count += len(data_samples)
         self.evaluator.process(data_samples, data_batch)
 
     def process_averages(self, data_samples, data_batch) -> None:
         self.average.process(data_samples, data_batch)
 
     def evaluate(self, size: int) -> dict[str, float]:
+        count, self.count = self.count, 0
+        if isinstance(self.dataset, IterableDataset):
+            check_count(self.dataset, count, size)
         metrics = self.evaluator.evaluate(size)
         if self.hook is not None and self.hook.has_averages:
             found = self.average.evaluate(size)
@@ -95,7 +105,7 @@ class TestsAverages:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.hook = next((hook for hook in self.runner.hooks if isinstance(hook, EMAHook)), None)
-        self.evaluator = WithAverages(self.evaluator, self.hook)
+        self.evaluator = WithAverages(self.evaluator, self.hook, self.dataloader.dataset)
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch) -> None:

@@ -44,7 +44,6 @@ class Accuracy(BaseMetric):
 
     def compute_metrics(self, results: list[int]) -> dict[str, float]:
         if not results or len(results) < self.size:
-            raise DataError(f'{len(results)} of {self.size} images were evaluated: a stream (mmtok.ImageStream) leaves '
-                            'out what it cannot read, which the log above names; mend it, or correct the number of '
-                            'images that its split names')
+            raise DataError(f'{len(results)} of {self.size} images were evaluated: use a sampler that leaves none out, '
+                            'and drop_last=False, in this dataloader')
         return {f'top{k}': 100 * sum(rank < k for rank in results) / len(results) for k in self.topk}

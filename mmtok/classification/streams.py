@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import DistSamplerSeedHook
 from timm.data import create_dataset
 from torch import Tensor
@@ -44,7 +46,7 @@ class ImageStream(IterableDataset):
         if kind is None:
             raise ConfigError(f'name={name!r} is no stream; mmtok.ImageStream takes {", ".join(STREAMS)}, '
                               'mmtok.ImageDataset the others')
-        transform = transform or {}
+        self.where, transform = f'{name} with split={split!r}', transform or {}
         self.is_training = transform.get('is_training', False)
         try:
             self.images = create_dataset(name, data_root, split, is_training=self.is_training, **(reader or {}))
@@ -94,6 +96,21 @@ class ImageStream(IterableDataset):
             reader._lazy_init()  # shares the shards among processes and workers
             reader.dist_num_replicas = 1  # or it would repeat some to give each process as many
         return iter(self.images)
+
+
+def check_count(data: IterableDataset, count: int, stated: int) -> None:
+    """A stream gave all processes together as many images as it states; `count` is this process's.
+
+    Raises:
+        DataError: More or fewer.
+    """
+    all_reduce(total := torch.tensor(count))
+    if total != stated:
+        where = getattr(data, 'where', type(data).__name__)
+        left_out = '; or mend what the log above names, which wds/ leaves out' if where.startswith(
+            'wds/') and total < stated else ''
+        raise DataError(f'{total} images were evaluated, but {where} states {stated}: correct this number (behind the '
+                        f'shards, or reader.num_samples){left_out}')
 
 
 @HOOKS.register_module()
