@@ -273,6 +273,17 @@ def test_a_damaged_image(content, folder, log):
         data[index]
 
 
+def test_a_damaged_image_without_a_name(folder, monkeypatch):
+    """As the readers of Hugging Face's data sets have them."""
+    bad = folder / 'train' / 'dots' / '0003.png'
+    bad.write_bytes(b'')
+    data = ImageDataset(str(folder), 'train', EVAL)
+    index = next(i for i in range(len(data)) if data.filename(i) == str(bad))
+    monkeypatch.setattr(data.reader, 'filename', lambda *_, **__: None)
+    with pytest.raises(DataError, match=rf'^image {index} of {folder}/train cannot be decoded \(Unidentified'):
+        data[index]
+
+
 def test_a_data_set_of_damaged_images(folder):
     for path in folder.glob('train/*/*.png'):
         path.write_text('version https://git-lfs.github.com/spec/v1')

@@ -4,11 +4,15 @@ import contextlib
 import io
 import re
 import shutil
+import sys
 import tarfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from timm.data.dataset import IterableImageDataset
+from torch.utils.data import DataLoader
 
 from conftest import ROOT, logged_steps
 from mmtok.classification.images import ImageDataset
@@ -124,7 +128,7 @@ def test_a_training_by_the_tool(shards, fork_tool, tmp_path):
 
 @pytest.mark.parametrize('options, sentence', [
     (dict(name='', split='train'), "name='' is no stream; mmtok.ImageStream takes wds/, hfids/, tfds/"),
-    (dict(name='wds/', split='train'), 'wds/ with data_root=.* and split=.train. cannot be read .*webdataset'),
+    (dict(name='wds/', split='train'), r'wds/ with data_root=.* and split=.train. cannot be read \(.*\)$'),
     (dict(name='wds/', split='train-{0000..0003}.tar|48'), '4 of the 4 shards that .* are not there, such as '),
     (dict(name='wds/', split='train-{0000..0003}.tar'), 'Invalid split definition, num_samples not specified'),
     (dict(name='tfds/cifar10', split='train'), 'tfds/cifar10 .* it needs the package tensorflow_datasets')])
@@ -132,6 +136,13 @@ def test_what_is_wrong_is_said(options, sentence, tmp_path):
     with pytest.raises(ConfigError) as caught:
         ImageStream(data_root=str(tmp_path), transform=TRAIN, **options)
     assert re.search(sentence, str(caught.value)) and '\n' not in str(caught.value)
+
+
+def test_a_package_that_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'webdataset', None)
+    monkeypatch.setattr('timm.data.readers.reader_wds.wds', None)
+    with pytest.raises(ConfigError, match=r'; it needs the package webdataset$'):
+        ImageStream('wds/', str(tmp_path), 'train-0.tar|8', EVAL)
 
 
 def test_an_evaluation_without_the_number_of_images(shards):
@@ -182,6 +193,84 @@ def test_the_images_of_all_processes_are_counted(others, fits, shards, monkeypat
     data = ImageStream('wds/', str(shards), 'val-0000.tar|12', EVAL)
     with contextlib.nullcontext() if fits else pytest.raises(DataError, match=f'{7 + others} images were evaluated'):
         check_count(data, 7, len(data))
+
+
+class StandIn:
+    """As much of timm's reader of hfids/ as ImageStream uses: images, and how its data set is cut into shards."""
+
+    def __init__(self, images=(), shards=1, processes=1):
+        self.images, self.num_samples, self.dist_num_replicas = images, 8, processes
+        self.download, self.ds = False, images
+        self.builder = SimpleNamespace(as_streaming_dataset=lambda split: SimpleNamespace(num_shards=shards))
+
+    def set_loader_cfg(self, num_workers):
+        pass
+
+    def __len__(self):
+        return self.num_samples
+
+    def __iter__(self):
+        for image in self.images:
+            yield Image.open(io.BytesIO(image)).convert('RGB'), 0
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    def make(transform, *args, **options) -> ImageStream:
+        images = IterableImageDataset(None, reader=StandIn(*args, **options))
+        monkeypatch.setattr('mmtok.classification.streams.create_dataset', lambda *_, **__: images)
+        return ImageStream('hfids/set', None, 'train', transform)
+    return make
+
+
+@pytest.mark.parametrize('shards, processes, workers, sentence', [
+    (4, 1, 4, None), (4, 2, 2, None), (3, 2, 3, None), (1, 4, 1, None), (1, 1, 0, None),
+    (4, 1, 5, '4 shards cannot be shared by 5 data workers of all processes: set train_dataloader.num_workers to less'),
+    (4, 2, 3, '4 shards cannot be shared by 6 data workers of all processes'),
+    (3, 2, 4, '3 shards cannot be shared by 4 data workers of each process')])
+def test_shards_of_hugging_face(shards, processes, workers, sentence, stand_in):
+    """datasets gives each process as many, or if it cannot, all of them with a part of the images."""
+    stream = stand_in(TRAIN, shards=shards, processes=processes)
+    with pytest.raises(ConfigError, match=sentence) if sentence else contextlib.nullcontext():
+        stream.follow(8, workers, 0)
+    stand_in(EVAL, shards=shards, processes=processes).follow(8, workers, 0)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('spoilt', [b'no image', 'half'])
+def test_an_image_that_a_stream_cannot_decode(spoilt, workers, stand_in, folder):
+    good = next(folder.glob('val/*/*.png')).read_bytes()
+    stream = stand_in(EVAL, [good, good, good[:len(good) // 2] if spoilt == 'half' else spoilt, good])
+    with pytest.raises(DataError) as caught:
+        list(DataLoader(stream, num_workers=workers))
+    assert re.match(r"hfids/set with split='train': an image cannot be decoded \((Unidentified|OS).*\), the next after "
+                    '2 that this data worker has read: replace it', str(caught.value)) and '\n' not in str(caught.value)
+
+
+def parquet(path, images, labels, names):
+    """Images as bytes alone, without names of files."""
+    datasets = pytest.importorskip('datasets')
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    rows = dict(image=[dict(bytes=image, path=None) for image in images], label=labels)
+    path.parent.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def test_a_damaged_image_without_a_name(folder, tmp_path):
+    paths = sorted(folder.glob('val/*/*.png'))
+    images = [path.read_bytes() for path in paths]
+    images[3] = b'no image'
+    parquet(tmp_path / 'set' / 'train.parquet', images, [i // 3 for i in range(12)], list('abcd'))
+    plain = ImageDataset(str(tmp_path / 'cache'), 'train', EVAL, name=f'hfds/{tmp_path}/set')
+    with pytest.raises(DataError, match=f'^image 3 of {tmp_path}/cache cannot be decoded'):
+        plain[3]
+    options = dict(name=f'hfids/{tmp_path}/set', data_root=str(tmp_path / 'cache'), split='train')
+    stream = ImageStream(**options, transform=EVAL, reader=dict(num_samples=12))
+    with pytest.raises(DataError, match='an image cannot be decoded .*, the next after 3 that this data worker has'):
+        list(stream)
+    stream = ImageStream(**options, transform=TRAIN, reader=dict(num_samples=12))
+    with pytest.raises(ConfigError, match='1 shards cannot be shared by 2 data workers'):
+        stream.follow(4, 2, 0)
 
 
 def test_a_data_set_of_hugging_face(folder, fork_tool, tmp_path):

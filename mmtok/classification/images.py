@@ -129,8 +129,8 @@ class ImageDataset(Dataset):
         """Where an image is: its path, or its name inside a tar file or data set."""
         index = index if self.indices is None else self.indices[index]
         with contextlib.suppress(Exception):  # data sets of Hugging Face need not have names
-            name = self.reader.filename(index, absolute=True)
-            return name if os.path.isdir(self.root) else f'{self.root}: {name}'
+            if name := self.reader.filename(index, absolute=True):
+                return name if os.path.isdir(self.root) else f'{self.root}: {name}'
         return f'image {index} of {self.root}'
 
     def __getitem__(self, draw: Draw | int) -> tuple[Tensor, int]:

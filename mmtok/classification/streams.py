@@ -1,5 +1,6 @@
 """Sharded data sets that are read one after the other, through timm's readers: wds/, hfids/, tfds/."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from ..engine.samples import is_about_content
 from ..errors import ConfigError, DataError
 from ..registry import DATASETS, HOOKS
 from .images import STREAMS, make_transform
@@ -36,8 +38,9 @@ class ImageStream(IterableDataset):
         reader: More options of timm's `create_dataset`, such as `num_samples`.
 
     Raises:
-        ConfigError: When the reader cannot be made, with the package that it needs; for a shard that is not there, and
+        ConfigError: When the reader cannot be made, with the package that it lacks; for a shard that is not there, and
             when the number of images is not known.
+        DataError: While reading, for an image that cannot be decoded; timm's reader of wds/ leaves those out.
     """
 
     def __init__(self, name: str, data_root: str | None, split: str, transform: dict | None = None,
@@ -50,11 +53,16 @@ class ImageStream(IterableDataset):
         self.is_training = transform.get('is_training', False)
         try:
             self.images = create_dataset(name, data_root, split, is_training=self.is_training, **(reader or {}))
+            reader, self.shards, self.split_by_shards = self.images.reader, 0, True
+            if kind == 'hfids/' and self.is_training and not reader.download:  # downloaded, it has as many as it needs
+                self.shards = getattr(reader.builder.as_streaming_dataset(split=split), 'num_shards', 0)
+                # Where processes cannot have as many each, each reads all of them and takes its share of the images
+                self.split_by_shards = self.shards % reader.dist_num_replicas == 0
         except (RuntimeError, ImportError, AttributeError, OSError, ValueError) as error:
             text = ' '.join(str(error).split())
-            raise ConfigError(f'{name} with data_root={data_root!r} and split={split!r} cannot be read ({text}); it '
-                              f'needs the package {EXTRAS[kind]}') from error
-        reader, self.shards = self.images.reader, 0
+            lacks = isinstance(error, ImportError) or importlib.util.find_spec(EXTRAS[kind]) is None
+            raise ConfigError(f'{name} with data_root={data_root!r} and split={split!r} cannot be read ({text})'
+                              + (f'; it needs the package {EXTRAS[kind]}' if lacks else '')) from error
         if kind == 'wds/':
             shards = reader.split_info.filenames
             self.shards = len(shards)
@@ -75,9 +83,10 @@ class ImageStream(IterableDataset):
             ConfigError: When a data worker would have nothing to train on.
         """
         reader = self.images.reader
-        readers = max(1, num_workers) * reader.dist_num_replicas
+        readers = max(1, num_workers) * (reader.dist_num_replicas if self.split_by_shards else 1)
         if self.is_training and self.shards and self.shards < readers:
-            raise ConfigError(f'{self.shards} shards cannot be shared by {readers} data workers of all processes: set '
+            owner = 'all processes' if self.split_by_shards else 'each process'
+            raise ConfigError(f'{self.shards} shards cannot be shared by {readers} data workers of {owner}: set '
                               'train_dataloader.num_workers to less, or write more shards')
         reader.batch_size, reader.common_seed, reader.worker_seed = batch_size, seed, seed
         self.images.set_loader_cfg(num_workers=num_workers)
@@ -95,7 +104,17 @@ class ImageStream(IterableDataset):
         if not self.is_training and reader.ds is None:
             reader._lazy_init()  # shares the shards among processes and workers
             reader.dist_num_replicas = 1  # or it would repeat some to give each process as many
-        return iter(self.images)
+        count = 0
+        try:
+            for image in self.images:
+                yield image
+                count += 1
+        except Exception as error:
+            if not is_about_content(error):
+                raise
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise DataError(f'{self.where}: an image cannot be decoded ({reason}), the next after {count} that this '
+                            'data worker has read: replace it, or take it out of the data set') from error
 
 
 def check_count(data: IterableDataset, count: int, stated: int) -> None:
