@@ -31,6 +31,17 @@ def test_tool(fork_tool, class_folder):
     return run
 
 
+def test_the_config_of_the_training_stays_as_it_was(trained, fork_tool, class_folder, tmp_path):
+    work_dir = shutil.copytree(trained, tmp_path / 'work_dirs' / 'classifier_tiny')
+    before = (work_dir / 'classifier_tiny.py').read_text()
+    run = fork_tool(TEST, CONFIG, work_dir / 'epoch_4.pth', '--cfg-options', 'model.backbone.drop_path_rate=0',
+                    'model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=gone.pth',
+                    cwd=tmp_path, env=dict(CIFAR10_ROOT=str(class_folder)))
+    assert run.returncode == 0 and 'Epoch(test)' in run.stdout, run.stdout[-3000:]
+    assert (work_dir / 'classifier_tiny.py').read_text() == before
+    assert 'drop_path_rate=0,' in (work_dir / 'test' / 'classifier_tiny.py').read_text()
+
+
 def test_other_classes_than_the_checkpoint_s(trained, test_tool, class_folder, tmp_path):
     root, checkpoint = shutil.copytree(class_folder, tmp_path / 'data'), shutil.copy(trained / 'epoch_4.pth', tmp_path)
     shutil.copytree(root / 'val' / 'dots', root / 'val' / 'waves')

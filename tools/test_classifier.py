@@ -20,13 +20,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG')
     parser.add_argument('checkpoint', metavar='CHECKPOINT')
-    parser.add_argument('--work-dir', help="where the log goes; work_dirs/CONFIG's name")
+    parser.add_argument('--work-dir', help="where log and config go; work_dirs/CONFIG's name/test")
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args)
+    if args.work_dir is None and 'work_dir' not in (args.cfg_options or {}):
+        cfg.work_dir = os.path.join(cfg.work_dir, 'test')  # beside the config of the training, which stays as it was
     if '://' not in args.checkpoint:
         if not Path(args.checkpoint).is_file():
             raise StorageError(f'the checkpoint {args.checkpoint!r} is not there')
@@ -34,7 +36,6 @@ def main() -> None:
             raise ConfigError(f'{args.checkpoint} holds tensors alone: test the .pth file that it was made from')
         read_checkpoint(args.checkpoint, weights_only=False)  # says in a sentence that it is damaged
     cfg.load_from = args.checkpoint
-    cfg.model.backbone.init_cfg = None  # the checkpoint has it all
     runner = RUNNERS.build(cfg)
     runner.register_hook(CheckedCheckpoint())
     runner.test()
