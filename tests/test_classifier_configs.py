@@ -81,7 +81,6 @@ def folder(draw_folder):
 
 
 SMALL = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
-         'train_dataloader.persistent_workers=False', 'val_dataloader.persistent_workers=False',
          'train_dataloader.pin_memory=False', 'val_dataloader.pin_memory=False',
          'train_dataloader.dataset.transform.input_size=64', 'val_dataloader.dataset.transform.input_size=64',
          'val_dataloader.batch_size=4', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']

@@ -1,5 +1,6 @@
 """Image folders, tar files and streams: what they hold, in which order, and what they say of what is wrong."""
 
+import copy
 import random
 import re
 import shutil
@@ -9,6 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS
 from PIL import Image
 from timm.data import create_transform
@@ -133,6 +135,18 @@ def test_classes_that_are_called_like_splits(split, other, folder):
 @pytest.mark.parametrize('workers', [1, 3])
 def test_an_epoch_does_not_depend_on_the_workers(workers, drawn_folder):
     assert same(batches(drawn_folder, epoch=2), batches(drawn_folder, workers=workers, epoch=2))
+
+
+@pytest.mark.parametrize('kind', [dict, ConfigDict])
+def test_no_data_workers(kind, drawn_folder):
+    """Where the config has options for them: they are without effect, and stay in the config."""
+    cfg = kind(batch_size=8, num_workers=0, persistent_workers=True, prefetch_factor=2,
+               sampler=dict(type='DefaultSampler', shuffle=False), collate_fn=dict(type='mmtok.stack_images'),
+               dataset=dict(type='mmtok.ImageDataset', data_root=str(drawn_folder), transform=EVAL))
+    before = copy.deepcopy(cfg)
+    built = Runner.build_dataloader(cfg)
+    assert len(list(built)) == 5 and not built.persistent_workers
+    assert cfg == before and type(cfg) is kind
 
 
 def test_epochs_and_seeds_differ(drawn_folder):

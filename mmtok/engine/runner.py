@@ -102,6 +102,10 @@ class Runner(ExplainedRunner):
         """mmengine's, of data sets that are not empty and name their bad files or skip them with a warning."""
         if not isinstance(dataloader, dict):
             return dataloader
+        if not dataloader.get('num_workers'):  # torch refuses options of workers where there are none
+            dataloader = dataloader.copy()
+            for key in ('persistent_workers', 'prefetch_factor'):
+                dataloader.pop(key, None)
         with explained_arguments('dataloader', dataloader), explained_data(dataloader.get('dataset')):
             loader = MMEngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
             if hasattr(loader.dataset, 'follow'):  # a stream, which counts its own steps
