@@ -15,6 +15,7 @@ from mmengine.config import Config
 from classifiers import CONFIG, TRAIN, results, weights
 from conftest import ROOT, logged_steps
 from mmtok.classification.results import config_hash
+from mmtok.machine import processor_name
 
 
 def test_results_say_what_was_trained(trained):
@@ -25,6 +26,8 @@ def test_results_say_what_was_trained(trained):
     assert [line['epoch'] for line in found['curve']] == [1, 2, 3, 4] and found['metrics'] == found['curve'][-1]
     assert set(found['metrics']) == {'epoch', 'accuracy/top1', 'accuracy/top5', 'ema/top1', 'ema/top5'}
     assert found['images_per_second'] > 0 and found['parameters'] > 1000
+    assert found['device'] == processor_name()
+    assert {**found['data'], 'hash': len(found['data']['hash'])} == dict(images=48, classes=4, hash=12)
     losses = logged_steps(trained)
     assert all('loss_tokenprop' in line for line in losses.values()) and len(losses) >= 20
 
@@ -62,6 +65,7 @@ def test_tar_files_train_as_their_folders(trained, train_classifier, class_folde
     (tmp_path / 'one').mkdir()
     train_classifier(tmp_path / 'one' / 'work', 'train_cfg.max_epochs=1', root=tmp_path / 'both.tar')
     assert results(tmp_path / 'one' / 'work')['curve'] == results(trained)['curve'][:1]
+    assert results(tmp_path / 'work')['data'] == results(tmp_path / 'one' / 'work')['data'] == results(trained)['data']
 
 
 def test_the_hash_knows_the_training_and_not_its_place(trained):

@@ -1,6 +1,7 @@
 """Image folders, tar files and streams: what they hold, in which order, and what they say of what is wrong."""
 
 import copy
+import platform
 import random
 import re
 import shutil
@@ -16,10 +17,12 @@ from PIL import Image
 from timm.data import create_transform
 
 from conftest import SHARED
+from mmtok.classification.fingerprint import fingerprint
 from mmtok.classification.images import ImageDataset, make_transform
 from mmtok.classification.sampler import Draw, EpochSampler
 from mmtok.engine.runner import Runner
 from mmtok.errors import ConfigError, DataError
+from mmtok.machine import processor_name
 
 CLASSES = ('blotches', 'checks', 'dots', 'stripes')
 EVAL = dict(input_size=32, crop_pct=1.0)
@@ -191,6 +194,32 @@ def test_fractions_are_balanced_and_nested(fraction, count, drawn_folder):
     taken = names(fraction)
     assert len(taken) == count == 4 * sum('/dots/' in name for name in taken)
     assert taken == names(fraction) and taken < names(0.6) and taken != names(fraction, seed=1)
+
+
+def test_a_fingerprint_knows_the_images_and_not_their_place(folder, tmp_path):
+    def of(root, **options):
+        return fingerprint(ImageDataset(str(root), 'train', EVAL, **options))
+    first = of(folder)
+    assert first['images'] == 40 and first['classes'] == 4 and re.fullmatch('[0-9a-f]{12}', first['hash'])
+    pack(folder, tmp_path / 'data.tar')
+    pack(folder / 'train', tmp_path / 'train.tar')
+    assert first == of(shutil.move(folder, tmp_path / 'moved')) == of(tmp_path / 'data.tar') == of(tmp_path)
+    train = tmp_path / 'moved' / 'train'
+    others = [first, of(tmp_path / 'moved', fraction=0.5), of(tmp_path / 'moved', fraction=0.5, fraction_seed=1)]
+    (train / 'dots' / '0000.png').rename(train / 'dots' / 'zero.png')
+    others.append(of(tmp_path / 'moved'))
+    (train / 'dots' / 'zero.png').rename(train / 'checks' / 'zero.png')
+    others.append(of(tmp_path / 'moved'))
+    (train / 'dots').rename(train / 'dotted')
+    others.append(of(tmp_path / 'moved'))
+    assert len({found['hash'] for found in others}) == len(others)
+    assert fingerprint(range(7)) == dict(images=7, classes=0)
+
+
+def test_the_processor_of_this_machine(tmp_path):
+    (tmp_path / 'cpuinfo').write_text('processor\t: 0\nmodel name\t: A CPU: fast\nmodel name\t: another\n')
+    assert processor_name(tmp_path / 'cpuinfo') == 'A CPU: fast'
+    assert processor_name(tmp_path / 'none') == (platform.processor() or platform.machine())
 
 
 def spoil_empty_class(folder):

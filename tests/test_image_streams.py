@@ -14,7 +14,9 @@ from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import DataLoader
 
+from classifiers import results
 from conftest import ROOT, logged_steps
+from mmtok.classification.fingerprint import fingerprint
 from mmtok.classification.images import ImageDataset
 from mmtok.classification.streams import ImageStream, check_count
 from mmtok.engine.runner import Runner
@@ -119,11 +121,18 @@ def test_two_processes_evaluate_every_image_once(shard, shards, monkeypatch):
     assert bool(seen[1]) == (shard > 1)
 
 
+def test_what_is_known_of_the_images_of_a_stream(shards, stand_in):
+    for workers in (1, 3):
+        assert fingerprint(stream(shards, workers=workers).dataset) == dict(images=48, root=shards.name)
+    assert fingerprint(stand_in(TRAIN)) == dict(images=8, root='set')
+
+
 def test_a_training_by_the_tool(shards, fork_tool, tmp_path):
     config = stream_config(tmp_path / 'streams.py', shards)
     run = fork_tool(ROOT / 'tools' / 'train_classifier.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     assert len(logged_steps(tmp_path / 'work')) == 12
+    assert results(tmp_path / 'work')['data'] == dict(images=48, root=shards.name)
 
 
 @pytest.mark.parametrize('options, sentence', [
@@ -200,7 +209,7 @@ class StandIn:
 
     def __init__(self, images=(), shards=1, processes=1):
         self.images, self.num_samples, self.dist_num_replicas = images, 8, processes
-        self.download, self.ds = False, images
+        self.name, self.download, self.ds = 'set', False, images
         self.builder = SimpleNamespace(as_streaming_dataset=lambda split: SimpleNamespace(num_shards=shards))
 
     def set_loader_cfg(self, num_workers):

@@ -2,18 +2,25 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from conftest import ROOT
-from mmtok.errors import DataError
+from mmtok.classification.fingerprint import fingerprint
+from mmtok.classification.images import ImageDataset
+from mmtok.classification.results import config_hash
+from mmtok.errors import ConfigError, DataError
 
 sys.path.insert(0, str(ROOT / 'tools'))
+import cifar10_study
 import summarize
+from train_classifier import load_config, parse_args
 
 
 def write(folder, config, seed, top1, average=None, **changes):
@@ -54,6 +61,22 @@ def test_trainings_of_other_lengths(runs, tmp_path):
     assert summarize.table(rows).splitlines()[-1].startswith('These trainings are not of one length')
 
 
+def test_the_study_knows_what_it_has_done(draw_folder, tmp_path):
+    args = SimpleNamespace(out=tmp_path, epochs=1)
+    config, (one, other) = cifar10_study.CONFIGS[0], (draw_folder(train=count, val=1) for count in (2, 3))
+    command, work_dir = cifar10_study.arguments(config, 0, args), tmp_path / f'{config.stem}-seed0'
+    data = [fingerprint(ImageDataset(str(root))) for root in (one, other)]
+    assert not cifar10_study.is_done(work_dir, command, data[0])
+    trained = config_hash(load_config(parse_args(command)))
+    write(work_dir, config.stem, 0, [10], config_hash=trained, data=data[0])
+    assert cifar10_study.is_done(work_dir, command, data[0])
+    assert data[0] == fingerprint(ImageDataset(shutil.copytree(one, tmp_path / 'moved')))
+    with pytest.raises(ConfigError, match='-seed0 holds a training on other images than those of --data: remove it'):
+        cifar10_study.is_done(work_dir, command, data[1])
+    write(tmp_path / 'old', config.stem, 0, [10], config_hash=trained)
+    assert cifar10_study.is_done(tmp_path / 'old', command, data[1])
+
+
 @pytest.mark.slow
 def test_the_study_goes_on_where_it_was(draw_folder, tmp_path):
     command = [sys.executable, ROOT / 'tools' / 'cifar10_study.py', '--seeds', '1', '--jobs', '2', '--out',
@@ -65,6 +88,9 @@ def test_the_study_goes_on_where_it_was(draw_folder, tmp_path):
     assert Image.open(tmp_path / 'out' / 'curves.png').size == (800, 500)
     run = subprocess.run([*command, '2'], text=True, capture_output=True)
     assert run.returncode and re.search('^mmtok: .*-seed0 holds a training with other settings', run.stderr, re.M)
+    command[command.index('--data') + 1] = draw_folder(train=21, val=5)
+    run = subprocess.run([*command, '1'], text=True, capture_output=True)
+    assert run.returncode and re.search('^mmtok: .*-seed0 holds a training on other images', run.stderr, re.M)
 
 
 def test_what_does_not_belong_together(runs, tmp_path):
@@ -75,6 +101,13 @@ def test_what_does_not_belong_together(runs, tmp_path):
         other = write(tmp_path / name, 'plain', 3, [1, 2], **changes)
         with pytest.raises(DataError, match='4 trainings of plain have different settings'):
             summarize.group([read(run) for run in (*runs, other)])
+    data = dict(images=10, classes=2, hash='abc')
+    known = [read(write(tmp_path / f'data{seed}', 'plain', seed, [1, 2], data=data)) for seed in (3, 4)]
+    assert len(summarize.group([read(runs[0]), *known])['plain']) == 3  # the first was made before they were recorded
+    other = read(write(tmp_path / 'other', 'plain', 5, [1, 2], data={**data, 'hash': 'abd'}))
+    with pytest.raises(DataError, match=r'3 trainings of plain were made on different images: \S+/data4/results.json '
+                                        r'\(.*"hash": "abc", "images": 10.*\), \S+other/results.json \(.*"abd"'):
+        summarize.group([*known, other])
     with pytest.raises(DataError, match='ends with epoch 2 of 9: finish this training with --resume'):
         read(write(tmp_path / 'g', 'plain', 4, [1, 2], epochs=9))
     with pytest.raises(DataError, match='holds no results.json: a training writes it after its first validation'):

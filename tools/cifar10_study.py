@@ -15,6 +15,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mmtok.classification.fingerprint import fingerprint
+from mmtok.classification.images import ImageDataset
 from mmtok.classification.results import RESULTS, config_hash
 from mmtok.errors import ConfigError
 from train_classifier import load_config, parse_args
@@ -33,11 +35,11 @@ def arguments(config: Path, seed: int, args: argparse.Namespace) -> list[str]:
             'default_hooks.checkpoint.max_keep_ckpts=1']
 
 
-def is_done(work_dir: Path, command: list[str]) -> bool:
-    """Whether this training has ended.
+def is_done(work_dir: Path, command: list[str], data: dict) -> bool:
+    """Whether this training, on images with the fingerprint `data`, has ended.
 
     Raises:
-        ConfigError: What lies there is another training's.
+        ConfigError: What lies there is another training's, or one's on other images.
     """
     if not (work_dir / RESULTS).is_file():
         return False
@@ -46,6 +48,9 @@ def is_done(work_dir: Path, command: list[str]) -> bool:
     if found['config_hash'] != config_hash(load_config(parsed)) or found['epochs'] != parsed.epochs:
         raise ConfigError(f'{work_dir} holds a training with other settings: remove it, or name another folder with '
                           '--out')
+    if found.get('data', data) != data:
+        raise ConfigError(f'{work_dir} holds a training on other images than those of --data: remove it, or name '
+                          'another folder with --out')
     return found['metrics']['epoch'] == parsed.epochs
 
 
@@ -74,9 +79,10 @@ def main() -> None:
     env = {**os.environ, **KEEP_PAGES, 'OMP_NUM_THREADS': '1', 'CIFAR10_ROOT': str(args.data)}
     runs = {args.out / f'{config.stem}-seed{seed}': arguments(config, seed, args)
             for seed in range(args.seeds) for config in CONFIGS}
+    data = fingerprint(ImageDataset(str(args.data)))
     with ThreadPoolExecutor(args.jobs) as pool:
         waiting = [pool.submit(train, command, env) for work_dir, command in runs.items()
-                   if not is_done(work_dir, command)]
+                   if not is_done(work_dir, command, data)]
         try:
             for training in waiting:
                 training.result()

@@ -39,7 +39,7 @@ def group(runs: list[dict]) -> dict[str, list[dict]]:
     """Runs by config, in the order of their first appearance.
 
     Raises:
-        DataError: When configs of one name differ, or a run is given twice.
+        DataError: When configs of one name differ, or their training images, or a run is given twice.
     """
     groups: dict[str, list[dict]] = {}
     for run in runs:
@@ -50,6 +50,12 @@ def group(runs: list[dict]) -> dict[str, list[dict]]:
                               'processes)' for run in same)
             raise DataError(f'{len(same)} trainings of {name} have different settings: {found}; summarise them apart, '
                             'or give their configs different names')
+        # Files that were written before data were recorded have none
+        data = {json.dumps(run['data'], sort_keys=True): run for run in same if run.get('data')}
+        if len(data) > 1:
+            found = ', '.join(f'{run["file"]} ({known})' for known, run in data.items())
+            raise DataError(f'{len(same)} trainings of {name} were made on different images: {found}; summarise them '
+                            'apart')
         if len({run['seed'] for run in same}) < len(same):
             raise DataError(f'{len(same)} trainings of {name} share a seed: give each once, with a seed of its own')
     return groups

@@ -19,8 +19,10 @@ from ..engine.preflight import classes_of
 from ..engine.resuming import validation_was_due
 from ..engine.settings import training_settings
 from ..errors import ConfigError
+from ..machine import processor_name
 from ..registry import HOOKS
 from .checks import check_same_classes
+from .fingerprint import fingerprint
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
 RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
@@ -30,15 +32,16 @@ RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
 class ResultsHook(Hook):
     """Writes `results.json` after each validation, and the list of images where only a part is trained on.
 
-    The file holds the config's name and hash, the seed, versions, the machine, images per second (median over the
-    iterations, all processes), the metrics of the last validation, and `curve`, those of all validations. Resuming
-    goes on with the curve, and makes up for a validation that was cut short.
+    The file holds the config's name and hash, the `fingerprint` of the training images as `data`, the seed, versions,
+    the machine, images per second (median over the iterations, all processes), the metrics of the last validation, and
+    `curve`, those of all validations. Resuming goes on with the curve, and makes up for a validation that was cut
+    short.
     """
 
     priority = 'LOWEST'  # after the metrics are logged, and after CheckpointHook, which saves the best of a validation
 
     def __init__(self):
-        self.curve, self.seconds, self.started = [], [], None
+        self.curve, self.seconds, self.started, self.data = [], [], None, None
 
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, (dict, type(None))):  # a training
@@ -103,10 +106,11 @@ class ResultsHook(Hook):
     def collect(self, runner: Runner) -> dict:
         """What the file holds."""
         speed = get_world_size() / statistics.median(self.seconds) if self.seconds else None
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
+        self.data = self.data or fingerprint(runner.train_loop.dataloader.dataset)
         return dict(
-            config=runner.experiment_name.rsplit('_', 2)[0], config_hash=config_hash(runner.cfg), seed=runner.seed,
-            epochs=runner.max_epochs, versions=versions(), device=device, processes=get_world_size(),
+            config=runner.experiment_name.rsplit('_', 2)[0], config_hash=config_hash(runner.cfg), data=self.data,
+            seed=runner.seed, epochs=runner.max_epochs, versions=versions(), device=device, processes=get_world_size(),
             parameters=sum(p.numel() for name, p in runner.model.named_parameters() if 'token_prop' not in name),
             images_per_second=speed and round(speed, 1), metrics=self.curve[-1], curve=self.curve)
 

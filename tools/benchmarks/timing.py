@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmtok.machine import processor_name
+
 
 def positive(text: str) -> int:
     """An argument that counts something."""
@@ -72,12 +74,7 @@ def spread(values: np.ndarray) -> tuple[float, float, float]:
 
 def provenance(seed: int) -> dict[str, str | int]:
     """What a number needs to be compared with another one."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line]
-        processor = names[0] if names else processor
-    return dict(device=processor, threads=torch.get_num_threads(), torch=torch.__version__,
+    return dict(device=processor_name(), threads=torch.get_num_threads(), torch=torch.__version__,
                 python=platform.python_version(), seed=seed, date=time.strftime('%Y-%m-%d'))
 
 
