@@ -1,6 +1,7 @@
 """What a classifier learns of real images (slow): it memorises a few, and generalises from many."""
 
 import json
+import time
 
 import pytest
 
@@ -10,8 +11,8 @@ CONFIG = ROOT / 'configs' / 'cifar10' / 'deit-nano_1xb64-40e_cifar10.py'
 TRAIN = ROOT / 'tools' / 'train_classifier.py'
 
 
-def results(run_tool, root, work_dir, *options) -> dict:
-    run = run_tool(TRAIN, CONFIG, '--work-dir', work_dir, *['--cfg-options'][:bool(options)], *options, timeout=2700,
+def results(run_tool, root, work_dir, *options, timeout=2700) -> dict:
+    run = run_tool(TRAIN, CONFIG, '--work-dir', work_dir, *['--cfg-options'][:bool(options)], *options, timeout=timeout,
                     cwd=work_dir.parent, env=dict(CIFAR10_ROOT=str(root)))
     assert run.returncode == 0, run.stdout[-3000:]
     return json.loads((work_dir / 'results.json').read_text())
@@ -32,6 +33,9 @@ def test_260_images_are_memorised(run_tool, cifar10, tmp_path):
 
 @pytest.mark.slow
 def test_the_plain_recipe_on_25000_images(run_tool, cifar10, tmp_path):
-    found = results(run_tool, cifar10, tmp_path / 'work')
-    print(found['metrics'], found['images_per_second'])
-    assert found['metrics']['accuracy/top1'] >= 65.0
+    """Within 40 minutes on 2 CPU cores."""
+    begun = time.monotonic()
+    found = results(run_tool, cifar10, tmp_path / 'work', timeout=2400)
+    seconds = time.monotonic() - begun
+    print(found['metrics'], found['images_per_second'], f'{seconds:.0f} s')
+    assert found['metrics']['accuracy/top1'] >= 65.0 and seconds <= 2400
