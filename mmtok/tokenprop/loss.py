@@ -38,11 +38,13 @@ def reconstruction_loss(output: Tensor, target: Tensor, real: Tensor, kind: str,
         output, target: (B,C,h,w).
         real: Weight of each position (B,1,h,w), 0 in padding.
         kind: One of LOSSES.
-        reduction: 'sum' over the channels and positions of an image, or their (weighted) 'mean'.
+        reduction: The weighted 'mean' over the channels and positions of an image, or their 'sum', which is as many
+            times the mean as there are channels and positions, those in padding included: the images of a batch weigh
+            the same, whatever their sizes.
     """
     difference = output - target
     error = difference.abs() if kind == 'l1' else difference.square()
-    per_image = (error * real).sum((1, 2, 3))
-    if reduction == 'mean':
-        per_image = per_image / (real.sum((1, 2, 3)).clamp(min=1e-6) * output.shape[1])
+    per_image = (error * real).sum((1, 2, 3)) / (real.sum((1, 2, 3)).clamp(min=1e-6) * output.shape[1])
+    if reduction == 'sum':
+        per_image = per_image * output[0].numel()
     return per_image.mean()

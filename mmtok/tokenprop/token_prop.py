@@ -23,6 +23,9 @@ class TokenDecoder(nn.Sequential):
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         x = self[1](self[0](tokens))
+        smaller = tuple(map(min, x.shape[2:], size))
+        if smaller != x.shape[2:]:  # a mean, since bilinear samples would leave tokens out
+            x = F.adaptive_avg_pool2d(x, smaller)
         x = F.interpolate(x, size, mode='bilinear', align_corners=False)
         return self[4](self[3](self[2](x)))
 
@@ -35,8 +38,9 @@ class TokenProp(nn.Module):
         loss: 'l1' or 'l2'.
         loss_weight: lambda. The paper's best is 0.001; 1 gave NaN there and stays finite here.
         reduction: 'sum' over the pixels and channels of an image (the default: the paper's NaN at lambda = 1, and
-            its best lambda, fit a summed loss), or their 'mean'. Either is averaged over images. At output scale
-            64, 'sum' with lambda = 0.001 weighs as much as 'mean' with lambda = 12.3.
+            its best lambda, fit a summed loss), or their 'mean'. Either is averaged over images, which weigh the same
+            however much of the batch's size they fill. At output scale 64, 'sum' with lambda = 0.001 weighs as much
+            as 'mean' with lambda = 12.3.
         width: Channels of the decoder, as a multiple of 64: the paper's x1, x2, x4.
         output_scale: Side of the reconstruction: the paper's 64, 128, 256.
 
