@@ -89,15 +89,22 @@ WRONG = {
     'list': (spoil_list, r'CocoDataset: .*instances_train2017.json is not there; name the right folder'),
     'classes': (spoil_classes, r'CocoDataset found no image with .*: see whether ann_file lists images there, and '
                                'whether metainfo.classes'),
+    'padding before the preprocessor': (
+        ['train_dataloader.dataset.pipeline.2.type=Pad'],
+        r'train_dataloader.dataset.pipeline.2 \(Pad\) pads images before they are normalised'),
+    'annotations of the metric': (['val_evaluator.ann_file=/no.json'],
+                                  r"'/no.json' \(val_evaluator.ann_file\) is not there: name the file"),
 }
 
 
 @pytest.mark.parametrize('case', WRONG)
 def test_what_is_missing_is_said_in_one_sentence(case, odd, fork_tool, tmp_path):
     spoil, sentence = WRONG[case]
-    spoil(odd)
+    changed = [] if callable(spoil) else spoil
+    if not changed:
+        spoil(odd)
     run = fork_tool('mmdet/train', MASK_RCNN, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd),
-                    cwd=tmp_path)
+                    *changed, cwd=tmp_path)
     assert run.returncode == 1 and 'Traceback' not in run.stdout and 'Epoch(train)' not in run.stdout
     assert re.search(f'^mmtok: .*{sentence}', run.stdout, re.M), run.stdout[-500:]
 

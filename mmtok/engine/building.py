@@ -54,7 +54,15 @@ class ExplainedRunner(MMEngineRunner):
 
     def build_evaluator(self, evaluator):
         with explained_arguments('evaluator', evaluator):
-            return super().build_evaluator(evaluator)
+            try:
+                return super().build_evaluator(evaluator)
+            except FileNotFoundError as error:
+                paths = [path for name in ('val_evaluator', 'test_evaluator')
+                         for path, value in settings(self.cfg.get(name), name) if value == error.filename]
+                if not paths:  # no setting of the user's
+                    raise
+                raise ConfigError(f'{error.filename!r} ({", ".join(paths)}) is not there: name the file that '
+                                  "belongs to the data of the loader (mmtok's configs: COCO_ROOT sets both)") from error
 
     def build_train_loop(self, loop):
         with explained_arguments('train_cfg', loop):

@@ -30,8 +30,8 @@ def check_data(cfg: dict, *loaders: str) -> None:
             if root and '://' not in root and not packed and not os.path.isdir(root):
                 raise ConfigError(
                     f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
-                    f"yours with --cfg-options {path}.data_root=/path/to/it (mmtok's configs: the environment "
-                    'variable ADE20K_ROOT, COCO_ROOT, IMAGENET_ROOT or CIFAR10_ROOT sets all loaders)')
+                    "yours (mmtok's configs: the environment variable ADE20K_ROOT, COCO_ROOT, IMAGENET_ROOT or "
+                    f'CIFAR10_ROOT sets all loaders and metrics; else --cfg-options {path}.data_root=/path/to/it)')
 
 
 def check_amp(cfg: dict) -> None:
@@ -64,7 +64,7 @@ def check_model(model: nn.Module, cfg: dict) -> None:
     for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
         check_image_size(cfg, backbone.patch_size)
         check_outputs(backbone, cfg.get('model') or {})
-        check_padding(backbone, getattr(model, 'data_preprocessor', None))
+        check_padding(backbone, getattr(model, 'data_preprocessor', None), cfg)
 
 
 def check_image_size(cfg: dict, patch_size: int) -> None:
@@ -112,7 +112,7 @@ def as_list(value) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None) -> None:
+def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None, cfg: dict) -> None:
     """Padding can be told from real pixels, and the tokenizer takes as many channels as the preprocessor gives."""
     mean = getattr(preprocessor, 'mean', None)
     mean = None if mean is None else mean.flatten().tolist()
@@ -130,6 +130,14 @@ def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None) -> No
             'mask_padding=True reads the padding off the input, which needs a mean that is no whole number and a pad '
             f'value of 0, but model.data_preprocessor has mean={mean} and pad value {pad_value}: change them, or set '
             'model.backbone.mask_padding=False to count padding as image')
+    for part in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipeline'):
+        for path, transform in dicts_with(cfg.get(part) or {}, 'type', part):
+            kind = transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
+            if kind.split('.')[-1] == 'Pad':
+                raise ConfigError(
+                    f'{path} (Pad) pads images before they are normalised, after which mask_padding=True cannot tell '
+                    'padding from pixels: remove it and let model.data_preprocessor pad (pad_size_divisor, size), or '
+                    'set model.backbone.mask_padding=False to count padding as image')
 
 
 def check_small_images(batch: dict, model: nn.Module, cfg: dict) -> None:
