@@ -1,7 +1,8 @@
 """An iteration of training of each framework: plain against MoTo, TokenProp and both, by our configs as they stand.
 
 Forward, losses, backward and optimizer step of the model that the config describes, on a batch made up in memory; the
-variants take turns. Beside TokenProp's overhead stands the paper's, which is of ImageNet classifiers.
+variants take turns. In a batch of a detector the images differ in size, so that it is padded. Beside TokenProp's
+overhead stands the paper's, which is of ImageNet classifiers.
 """
 
 import copy
@@ -15,6 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from mmtok.engine.preflight import check_amp
 from mmtok.registry import MODELS
 from mmtok.tokenprop.hook import attach
 
@@ -39,6 +41,8 @@ PAPER = '3.5 to 6.7 %'  # TokenProp's overhead, DeiT-B to Swin-T
 
 def add_arguments(parser) -> None:
     parser.add_argument('--framework', choices=FRAMEWORKS, nargs='+', default=list(FRAMEWORKS), help='which to measure')
+    parser.add_argument('--variants', choices=list(VARIANTS)[1:], nargs='+', default=list(VARIANTS)[1:],
+                        help='which to compare with plain')
     parser.add_argument('--size', type=timing.positive, nargs=2, default=[512, 512], metavar=('HEIGHT', 'WIDTH'),
                         help='of the images of segmentors and detectors; classifiers have 224x224')
     parser.add_argument('--batch', type=timing.positive, default=2, help='images; classifiers have 8 times as many')
@@ -50,12 +54,16 @@ def add_arguments(parser) -> None:
 
 
 def make_batch(scope: str, model_cfg: dict, size: list[int], batch: int):
-    """What a data loader would give the model: images of the whole size, with labels, a semantic map or 8 objects."""
+    """What a data loader would give the model: images, with labels, a semantic map or 8 objects each.
+
+    Crops of a segmentor and a classifier's images have the whole size, of a detector's every other one is narrower.
+    """
     rng = np.random.RandomState(0)
     if scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
         classes = 80
-        return demo_mm_inputs(batch, (3, *size), [8] * batch, classes, with_mask='roi_head' in model_cfg)
+        shapes = [(3, size[0], size[1] * (4 - i % 2) // 4) for i in range(batch)]
+        return demo_mm_inputs(batch, shapes, [8] * batch, classes, with_mask='roi_head' in model_cfg)
     if scope == 'mmseg':
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
@@ -88,8 +96,6 @@ def make_step(framework: str, variant: str, args) -> Callable:
 
     def step() -> None:
         model.train_step(copy.deepcopy(data), wrapper)  # preprocessors pad masks in place
-        if args.device != 'cpu':
-            torch.cuda.synchronize()
     return step
 
 
@@ -98,16 +104,13 @@ def peak_mib(framework: str, variant: str, args, step: Callable) -> float:
     if args.device == 'cpu':
         options = dict(framework=framework, size=args.size, batch=args.batch, seed=args.seed, device=args.device)
         return memory.measure_added_peak('training', options, variant, framework)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return memory.added_peak_here(step, args.device)
 
 
 def measure(framework: str, args) -> list[dict]:
     """One block of the report; rows for the CSV. Overheads are medians over rounds, of this / plain in the same."""
-    steps = {variant: make_step(framework, variant, args) for variant in VARIANTS}
-    times = time_interleaved(steps, args.repeats)
+    steps = {variant: make_step(framework, variant, args) for variant in ('plain', *args.variants)}
+    times = time_interleaved(steps, args.repeats, device=args.device)
     print(f'\n{framework}\n  {"":10} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8}   over plain, 20 %, 80 %')
     is_classifier, rows = framework.startswith('classifier'), []
     size, batch = ([224, 224], 8 * args.batch) if is_classifier else (args.size, args.batch)
@@ -132,6 +135,8 @@ def run(args) -> None:
         step = make_step(framework, variant, args)
         memory.print_added_peak(step, step)
         return
+    if args.amp:
+        check_amp(dict(optim_wrapper=dict(type='AmpOptimWrapper')))
     keep_pages()
     print(f'An iteration of training: batch {args.batch} of {"x".join(map(str, args.size))}, classifiers '
           f'{8 * args.batch} of 224x224; {args.device}, {torch.get_num_threads()} thread(s), torch '
