@@ -1,8 +1,4 @@
-"""mmdet's and mmseg's other tools on our configs, checkpoints and logs: inference, test-time augmentation, analysis.
-
-mmseg's own browse_dataset.py and get_flops.py are not among them: with these versions of OpenCV and mmengine they fail
-on any config.
-"""
+"""mmdet's and mmseg's other tools on our configs, checkpoints and logs: inference, test-time augmentation, analysis."""
 
 import json
 import re
@@ -19,6 +15,10 @@ from mmdet.apis import DetInferencer
 config, weights, images, out = sys.argv[1:]
 found = DetInferencer(config, weights, device='cpu')(images, out_dir=out, no_save_pred=False)
 print(len(found['predictions']), 'images')"""
+
+
+UPSTREAM = 'mmseg 1.2.2 fails here on any config, its own too: '
+OLD_MMSEG = 'input_shape=None' not in tool('mmseg/analysis_tools/get_flops').read_text()
 
 
 def data_options(root) -> list[str]:
@@ -106,7 +106,33 @@ def test_logs_are_analysed_by_mmseg(drawn_ade, fork_tool, run_tool, tmp_path):
         (tmp_path / 'curve.png').unlink()
 
 
-def test_flops_are_counted(drawn_coco, run_tool, tmp_path):
-    run = run_tool('mmdet/analysis_tools/get_flops', DEMO, '--num-images', 1, '--cfg-options',
-                   f'val_dataloader.dataset.data_root={drawn_coco}', cwd=tmp_path)
-    assert run.returncode == 0 and re.search(r'Flops: [\d.]+G\nParams: [\d.]+M', run.stdout), run.stdout[-3000:]
+@pytest.mark.xfail(OLD_MMSEG, strict=True, reason=UPSTREAM + 'OpenCV refuses the layout of the image that it draws on')
+def test_browsing_by_mmseg(drawn_ade, run_tool, tmp_path):
+    run = run_tool('mmseg/analysis_tools/browse_dataset', SEGMENTOR, '--output-dir', tmp_path / 'out', '--not-show',
+                   '--cfg-options', f'train_dataloader.dataset.data_root={drawn_ade}', cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert len(list((tmp_path / 'out').iterdir())) == 8
+
+
+# Counters miss fused kernels and custom functions
+COUNTED = dict(TIMM_FUSED_ATTN='0', MMTOK_BACKEND='reference')
+
+
+def flops_of(run) -> float:
+    assert run.returncode == 0, run.stdout[-3000:]
+    return float(re.search(r'Flops: ([\d.]+)G', run.stdout)[1])
+
+
+@pytest.mark.xfail(OLD_MMSEG, strict=True, reason=UPSTREAM + 'mmengine refuses input_shape beside inputs')
+def test_flops_are_counted_by_mmseg(run_tool, tmp_path):
+    run = run_tool('mmseg/analysis_tools/get_flops', SEGMENTOR, '--shape', 128, cwd=tmp_path, env=COUNTED)
+    assert run.returncode == 0 and re.search(r'Flops: [\d.]+[MG]', run.stdout), run.stdout[-3000:]
+
+
+def test_flops_are_counted_by_mmdet(drawn_coco, run_tool, tmp_path):
+    """At the size of the drawn images; attention and MoTo are counted where they are neither fused nor a function."""
+    def count(env) -> float:
+        return flops_of(run_tool(
+            'mmdet/analysis_tools/get_flops', RETINANET, '--num-images', 1, '--cfg-options', *small(RETINANET),
+            *DRAWN['retinanet'], cwd=tmp_path, env={**env, 'COCO_ROOT': str(drawn_coco)}))
+    assert count(COUNTED) > count({}) > 1

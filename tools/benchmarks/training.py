@@ -6,6 +6,7 @@ overhead stands the paper's, which is of ImageNet classifiers.
 """
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
 from mmtok.engine.preflight import check_amp
+from mmtok.errors import ConfigError
 from mmtok.registry import MODELS
 from mmtok.tokenprop.hook import attach
 
@@ -137,7 +139,11 @@ def run(args) -> None:
         return
     if args.amp:
         check_amp(dict(optim_wrapper=dict(type='AmpOptimWrapper')))
+    if args.batch == 1 and any(framework.startswith('upernet') for framework in args.framework):
+        raise ConfigError('--batch 1 leaves a segmentor one value for each channel of its pyramid pooling, which batch '
+                          'normalisation refuses: measure 2 images or more, or other frameworks')
     keep_pages()
+    logging.disable(logging.INFO)  # mmengine names the options of every parameter
     print(f'An iteration of training: batch {args.batch} of {"x".join(map(str, args.size))}, classifiers '
           f'{8 * args.batch} of 224x224; {args.device}, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what an iteration adds.')
