@@ -10,13 +10,12 @@ from mmengine.config import Config
 from conftest import ROOT, logged_steps, tool
 from mmtok.engine.settings import settings
 
-FAMILIES = {'retinanet/retinanet_pvtv2-b1{}_fpn_1x_coco.py': (800, 1333),
-            'mask_rcnn/mask-rcnn_pvtv2-b1{}_fpn_1x_coco.py': (800, 1333),
-            'mask_rcnn/mask-rcnn_swin-t{}_fpn_ms-crop-1x_coco.py': (480, 1333),
-            'cascade_rcnn/cascade-mask-rcnn_swin-t{}_giou-4conv1f_fpn_ms-crop-1x_coco.py': (480, 1333)}
+FAMILIES = ('retinanet/retinanet_pvtv2-b1{}_fpn_1x_coco.py', 'mask_rcnn/mask-rcnn_pvtv2-b1{}_fpn_1x_coco.py',
+            'mask_rcnn/mask-rcnn_swin-t{}_fpn_ms-crop-1x_coco.py',
+            'cascade_rcnn/cascade-mask-rcnn_swin-t{}_giou-4conv1f_fpn_ms-crop-1x_coco.py')
 VARIANTS = ('', '_moto', '_tokenprop', '_moto-tokenprop')
 LEAVES = [ROOT / 'configs' / family.format(variant) for family in FAMILIES for variant in VARIANTS]
-RETINANET, MASK_RCNN = LEAVES[3], LEAVES[11]
+RETINANET, MASK_RCNN, CASCADE = LEAVES[3], LEAVES[11], LEAVES[15]
 
 # Shorter, smaller, and from random weights; the data root comes from COCO_ROOT.
 SHORT = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'model.backbone.init_cfg=None',

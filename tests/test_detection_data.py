@@ -11,22 +11,16 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT, logged_steps
+from test_detection_configs import CASCADE, DRAWN, RETINANET, SMALL_TRAIN
 
 sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
 import objects
 
 MASK_RCNN, = (ROOT / 'configs' / 'demo').glob('mask-rcnn*.py')
-RETINANET = ROOT / 'configs' / 'retinanet' / 'retinanet_pvtv2-b1_moto-tokenprop_fpn_1x_coco.py'
 LOADERS = ('train', 'val', 'test')
 QUICK = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
          'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
          'train_dataloader.batch_sampler=None', 'train_dataloader.batch_size=4']
-FIVE = ['model.backbone.init_cfg=None', 'model.bbox_head.num_classes=5',
-        'train_dataloader.dataset.pipeline.2.scale=(160,160)',
-        *(f'{loader}_dataloader.dataset.metainfo.classes={objects.CLASSES}'.replace("'", '').replace(' ', '')
-          for loader in LOADERS)]
-
-
 def options(root) -> list[str]:
     return [*QUICK, *(f'{loader}_dataloader.dataset.data_root={root}' for loader in LOADERS),
             *(f'{loader}_evaluator.ann_file={root}/annotations/instances_val2017.json' for loader in LOADERS[1:])]
@@ -58,16 +52,32 @@ def odd(drawn_coco, tmp_path):
     return root
 
 
-@pytest.mark.parametrize('config', [MASK_RCNN, RETINANET], ids=['mask-rcnn', 'retinanet'])
-def test_a_batch_of_odd_images(config, odd, fork_tool, tmp_path):
-    everything = ['train_dataloader.dataset.filter_cfg.filter_empty_gt=False',
-                  'train_dataloader.dataset.filter_cfg.min_size=0', 'train_cfg.max_epochs=2']
-    run = fork_tool('mmdet/train', config, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd),
-                    *(FIVE if config == RETINANET else []), *everything, cwd=tmp_path)
+EVERYTHING = ['model.backbone.init_cfg=None', 'train_dataloader.dataset.filter_cfg.filter_empty_gt=False',
+              'train_dataloader.dataset.filter_cfg.min_size=0']
+SCALED_AND_CROPPED = [*DRAWN['cascade'], *SMALL_TRAIN[True]]
+BORDER = 'model.train_cfg.rpn.allowed_border=-1'
+
+
+@pytest.mark.parametrize('config, more', [
+    (MASK_RCNN, []), (RETINANET, [*DRAWN['retinanet'], *SMALL_TRAIN[False]]),
+    pytest.param(CASCADE, [*SCALED_AND_CROPPED, BORDER], marks=pytest.mark.slow)],
+    ids=['mask-rcnn', 'retinanet', 'cascade, scaled and cropped'])
+def test_a_batch_of_odd_images(config, more, odd, fork_tool, tmp_path):
+    run = fork_tool('mmdet/train', config, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd), *more,
+                    *EVERYTHING, 'train_cfg.max_epochs=2', cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     steps = logged_steps(tmp_path / 'work')
     assert len(steps) == 2 and all(math.isfinite(value) for step in steps.values() for value in step.values())
     assert all('loss_tokenprop' in step for step in steps.values())
+
+
+def test_an_image_too_narrow_for_anchors_is_named(odd, fork_tool, tmp_path):
+    """Cascade's recipe has mmdet's allowed_border=0."""
+    run = fork_tool('mmdet/train', CASCADE, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd),
+                    *SCALED_AND_CROPPED, *EVERYTHING, cwd=tmp_path)
+    assert run.returncode == 1 and 'Traceback' not in run.stdout
+    assert re.match(r'mmtok: .*train2017/4.jpg, scaled to \(height, width\) \(\d+, \d+\), is so narrow that no anchor',
+                    run.stdout.strip().splitlines()[-1]), run.stdout[-500:]
 
 
 def spoil_image(root):

@@ -1,5 +1,6 @@
 """Several processes: `tools/dist_train.sh` on CPU processes equals one process on the same global batch."""
 
+import math
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, logged_steps
+from test_detection_configs import CASCADE, DRAWN, RETINANET, small
 
 CONFIG = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
 DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
@@ -108,6 +110,24 @@ def test_two_processes_train_and_resume_a_detector(drawn_coco, tmp_path):
     assert run.returncode == 0, run.stdout[-3000:]
     losses, expected = ({step: line['loss'] for step, line in logged_steps(path).items()} for path in (again, whole))
     assert len(expected) == 4 and losses == pytest.approx({step: expected[step] for step in (3, 4)}, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('leaf', [RETINANET, CASCADE], ids=['retinanet', 'cascade'])
+def test_two_processes_train_and_resume_a_leaf(leaf, drawn_coco, tmp_path):
+    """SyncBN of Cascade's heads becomes BN; scales and crops are drawn by data workers, which start anew."""
+    shared = ['--cfg-options', *small(leaf), *DRAWN[re.match('[a-z]+', leaf.stem)[0]], 'train_cfg.max_epochs=2',
+              'default_hooks.checkpoint.interval=1', 'train_cfg.val_interval=9']
+    for resume in ([], ['--resume']):
+        run = run_script(DIST_TRAIN, 'mmdet', leaf, 2, '--work-dir', tmp_path / 'work', *resume, *shared, cwd=tmp_path,
+                         COCO_ROOT=drawn_coco)
+        assert run.returncode == 0, run.stdout[-3000:]
+        steps = logged_steps(tmp_path / 'work')
+        assert list(steps) == ([2] if resume else [1, 2])  # of 4 images, 2 for each process
+        assert all(math.isfinite(value) for step in steps.values() for value in step.values())
+        assert ('SyncBN, which needs GPUs, becomes BN' in run.stdout) == (leaf == CASCADE)
+        (tmp_path / 'work' / 'epoch_2.pth').unlink()
+        (tmp_path / 'work' / 'last_checkpoint').write_text(str(tmp_path / 'work' / 'epoch_1.pth'))
 
 
 SWIN = """_base_ = {base!r}

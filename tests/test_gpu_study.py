@@ -16,21 +16,25 @@ from gpu_study import verdicts
 TOOL = ROOT / 'tools' / 'gpu_study.py'
 
 
-def test_every_step_runs(tmp_path):
+STEPS = ['tests', 'random', 'moto_float32', 'moto_float16', 'moto_bfloat16', 'training_torch', 'training_triton',
+         'half_precision']
+
+
+@pytest.mark.parametrize('chosen', [['tests', 'moto_float16', 'half_precision'],
+                                    pytest.param(STEPS, marks=pytest.mark.slow)], ids=['some', 'all'])
+def test_steps_run(chosen, tmp_path):
     for package in ('mmcv', 'mmseg', 'mmdet'):
         (tmp_path / f'{package}.py').write_text('raise ImportError("not on that machine")')
-    run = subprocess.run([sys.executable, TOOL, tmp_path / 'out', '--smoke'], text=True, capture_output=True,
-                         cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    run = subprocess.run([sys.executable, TOOL, tmp_path / 'out', '--smoke', '--steps', *chosen], text=True,
+                         capture_output=True, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads((tmp_path / 'out' / 'verdicts.json').read_text())
-    assert [name for name, step in found['steps'].items() if step['result'] == 'ok'] == [
-        'tests', 'random', 'moto_float32', 'moto_float16', 'moto_bfloat16', 'training_torch', 'training_triton',
-        'half_precision']
+    assert [name for name, step in found['steps'].items() if step['result'] == 'ok'] == chosen
     assert re.search(r'[1-9]\d* passed', (tmp_path / 'out' / 'tests.log').read_text())
     assert json.loads((tmp_path / 'out' / 'half_precision.json').read_text())['finite']
     measured = [row['what'] for row in found['verdicts'] if row['measured'] is not None]
-    assert measured == ['MoTo in a step of classifier-deit-s with AMP, %',
-                        'float16 with GradScaler, lambda = 1: finite iterations']
+    assert measured == ['MoTo in a step of classifier-deit-s with AMP, %'] * (chosen == STEPS) + [
+        'float16 with GradScaler, lambda = 1: finite iterations']
     assert not found['verdicts'][-1]['met']  # 2 iterations are no 200
 
 

@@ -30,18 +30,19 @@ def steps(out: Path, smoke: bool) -> dict[str, tuple[list, dict, int]]:
     device = ['--device', 'cpu' if smoke else 'cuda']
     few = ['--repeats', '1' if smoke else '25', *device]
     tests = [ROOT / 'tests' / f'test_{name}.py' for name in ('ops', 'triton', 'random_cases')]
-    narrow = ['-k', 'one-pixel or opcheck' if smoke else 'not test_many_random']
+    narrow = ['-k', 'one and pixel and f32' if smoke else 'not test_many_random']
+    many = f'{tests[2]}::test_{"" if smoke else "many_"}random_cases'
     found = {
         'tests': ([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *tests, *narrow], {}, 240),
-        'random': ([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', tests[2], '-k',
-                    'test_random_cases and torch' if smoke else 'test_many_random_cases and triton'], {}, 400),
+        'random': ([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', many, '-k',
+                    'torch' if smoke else 'triton'], {}, 400),
         'moto_float32': ([*BENCHMARK, 'moto', *few, *(['--shapes', *shapes] if smoke else [])], {}, 400),
     }
     for dtype in ('float16', 'bfloat16'):
         found[f'moto_{dtype}'] = ([*BENCHMARK, 'moto', *few, '--dtype', dtype, '--shapes', *shapes, '--methods', *OURS],
                                   {}, 120)
     classifiers = ['classifier-deit-s'] if smoke else ['classifier-deit-s', 'classifier-swin-t']
-    for name, environment in (('torch', {}), ('triton', TRITON)):
+    for name, environment in (('torch', {}), ('triton', {} if smoke else TRITON)):  # its interpreter is slow
         found[f'training_{name}'] = (
             [*BENCHMARK, 'training', *few, '--framework', *classifiers, '--batch', '1' if smoke else '8',
              *([] if smoke else ['--amp']), '--variants', 'MoTo', *([] if smoke else ['TokenProp', 'both'])],
@@ -50,7 +51,7 @@ def steps(out: Path, smoke: bool) -> dict[str, tuple[list, dict, int]]:
         if BENCHMARK[1] in command:
             command += ['--out', out / f'{name}.csv']
     found['half_precision'] = ([sys.executable, __file__, out, '--half-precision', *(['--smoke'] if smoke else [])],
-                               TRITON, 150)
+                               {} if smoke else TRITON, 150)
     return found
 
 
@@ -72,13 +73,14 @@ def train_in_half_precision(out: Path, smoke: bool) -> None:
     import torch
 
     from mmtok.backbones import DeiT
-    device, iterations = ('cpu', 2) if smoke else ('cuda', 200)
+    device, iterations, side = ('cpu', 2, 64) if smoke else ('cuda', 200, 224)
     torch.manual_seed(0)
-    backbone = DeiT(arch='tiny', img_size=64 if smoke else 224, tokenizer=dict(type='mmtok.MoToTokenizer'),
+    backbone = DeiT(arch='tiny', img_size=side, tokenizer=dict(type='mmtok.MoToTokenizer'),
                     token_prop=dict(loss_weight=1.0)).to(device).train()
+    backbone.token_prop.collected = True  # by this loop
     optimizer = torch.optim.AdamW(backbone.parameters(), 1e-4)
     scaler = torch.cuda.amp.GradScaler(enabled=not smoke)
-    images = torch.randn(2 if smoke else 32, 3, *backbone.img_size, device=device)
+    images = torch.randn(2 if smoke else 32, 3, side, side, device=device)
     losses, skipped = [], 0
     for _ in range(iterations):
         with torch.autocast(device, torch.bfloat16 if smoke else torch.float16):
@@ -158,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, metavar='OUT', help='folder of the results')
     parser.add_argument('--smoke', action='store_true', help='each step in small, on the CPU')
+    parser.add_argument('--steps', nargs='+', metavar='STEP', help='only these, such as moto_float32')
     parser.add_argument('--half-precision', action='store_true', help=argparse.SUPPRESS)  # the step of this name
     args = parser.parse_args()
     out = args.out.resolve()
@@ -169,7 +172,10 @@ def main() -> None:
         import torch
         if not torch.cuda.is_available():
             sys.exit('gpu_study.py: no GPU is visible to torch; --smoke tries every step on the CPU')
-    results = {name: run_step(name, *step, out) for name, step in steps(out, args.smoke).items()}
+    found = steps(out, args.smoke)
+    if unknown := set(args.steps or ()) - set(found):
+        parser.error(f'there is no step {", ".join(sorted(unknown))}; choose from {", ".join(found)}')
+    results = {name: run_step(name, *step, out) for name, step in found.items() if name in (args.steps or found)}
     asked = verdicts(out)
     (out / 'verdicts.json').write_text(json.dumps(dict(steps=results, verdicts=asked), indent=1) + '\n')
     for row in asked:

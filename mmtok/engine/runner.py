@@ -26,7 +26,7 @@ from ..tokenprop.token_prop import NOT_COLLECTED
 from .building import ExplainedRunner, explained_arguments
 from .preflight import check_amp, check_classes, check_clipping, check_data, check_model, compare_classes
 from .resuming import check_resumed, explained_optimizer, find_resumed, read_resumed
-from .samples import check_samples, explained_data
+from .samples import check_samples, explained_anchors, explained_data
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ class Runner(ExplainedRunner):
             raise ConfigError(NOT_COLLECTED)
         if self._resume:
             self.prepare_resume()
-        with explained_full_disk(self.work_dir):
+        with explained_full_disk(self.work_dir), explained_anchors():
             return super().train()
 
     def prepare_resume(self) -> None:

@@ -158,6 +158,29 @@ def explained_data(cfg: dict) -> Iterator[None]:
         raise ConfigError(nothing_found(cfg, kind)) from error
 
 
+@contextlib.contextmanager
+def explained_anchors() -> Iterator[None]:
+    """One sentence where mmdet finds no anchor inside a training image, which its `allowed_border=0` asks for.
+
+    Raises:
+        DataError: Names the image.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if 'no valid anchor inside the image' not in str(error):
+            raise
+        last = error.__traceback__
+        while last.tb_next:
+            last = last.tb_next
+        meta = last.tb_frame.f_locals.get('img_meta') or {}
+        name, shape = meta.get('img_path', 'an image of the batch'), meta.get('img_shape')
+        raise DataError(
+            f'{name}, scaled to (height, width) {shape}, is so narrow that no anchor lies inside: leave such images '
+            'out (train_dataloader.dataset.filter_cfg.min_size), or let anchors reach beyond their images '
+            '(model.train_cfg.rpn.allowed_border=-1)') from error
+
+
 def nothing_found(options: dict, kind: str) -> str:
     """The sentence for an empty data set."""
     names = ('data_root', 'data_prefix', 'ann_file', 'img_suffix')
