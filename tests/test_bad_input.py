@@ -91,7 +91,8 @@ ODD_IMAGES = {
 }
 
 
-@pytest.mark.parametrize('kind', ODD_IMAGES)
+@pytest.mark.parametrize('kind', ['grey-scale', '3x2000', *(
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ODD_IMAGES if kind not in ('grey-scale', '3x2000'))])
 def test_odd_images_are_trained_on(kind, train, data, tmp_path):
     image, save_as = ODD_IMAGES[kind]
     add(data, image, save_as=save_as)

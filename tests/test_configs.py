@@ -24,6 +24,7 @@ SWIN = [ROOT / 'configs' / 'upernet' / f'upernet_swin-{size}_{name and name + "_
 WARM = [ROOT / 'configs' / 'upernet' / f'upernet_{trunk}_moto-warm_{SUFFIX}' for trunk in ('deit-s', 'swin-t')]
 PAPER = [*UPERNET.values(), *SWIN, OCRNET]
 LEAVES = [*PAPER, *WARM]
+QUICK = [UPERNET['frozen'], UPERNET['moto-tokenprop'], SWIN[3], OCRNET, WARM[1]]  # the quick suite's, of each kind one
 
 # Smaller and shorter, nothing else: the data root comes from ADE20K_ROOT.
 SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1',
@@ -35,7 +36,8 @@ SMALL = ['train_dataloader.dataset.pipeline.3.crop_size=(64,64)', 'model.data_pr
          *(f'{loader}_dataloader.dataset.pipeline.1.scale=(256,64)' for loader in ('val', 'test'))]
 
 
-@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('leaf', [leaf if leaf in QUICK else pytest.param(leaf, marks=pytest.mark.slow)
+                                  for leaf in LEAVES], ids=lambda path: path.stem)
 def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_tool, fork_tool, tmp_path):
     """Trained as a user would; tested in a forked process, whose script is the same and whose imports are spared."""
     env = {'ADE20K_ROOT': str(ade_layout)}
@@ -49,7 +51,7 @@ def test_leaf_trains_and_tests_under_mmseg(leaf, ade_layout, run_tool, fork_tool
     for step in steps:
         assert ('loss_tokenprop' in step) == ('tokenprop' in leaf.stem)
         assert step['loss'] == pytest.approx(sum(v for k, v in step.items() if 'loss_' in k), rel=1e-4)
-    run_test = run_tool if leaf in (SWIN[0], OCRNET) else fork_tool
+    run_test = run_tool if leaf in (SWIN[3], OCRNET) else fork_tool
     test = run_test('test', leaf, tmp_path / 'work' / 'iter_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
                      *SHORT, *SMALL, cwd=tmp_path, env=env)
     assert test.returncode == 0, test.stdout[-3000:]

@@ -66,7 +66,7 @@ def goes_on(finish, work_dir, uninterrupted, *options) -> None:
     assert [path.name for path in work_dir.glob('iter_*')] == ['iter_14.pth']  # max_keep_ckpts=1, nothing half-written
 
 
-@pytest.mark.parametrize('number', range(12))
+@pytest.mark.parametrize('number', [*range(5), *(pytest.param(i, marks=pytest.mark.slow) for i in range(5, 12))])
 def test_killed_at_a_random_moment(number, train, finish, uninterrupted, tmp_path):
     work_dir, draw = tmp_path / 'work', random.Random(number)
     process = train(work_dir, SEED).process
