@@ -21,6 +21,7 @@ from test_configs import SHORT, SMALL
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from benchmarks.backbones import TRUNKS
+from benchmarks.training import FRAMEWORKS, VARIANTS
 from summarize import table
 
 README = (ROOT / 'README.md').read_text()
@@ -149,16 +150,20 @@ def test_measured_study_comes_from_the_file():
 
 
 def test_measured_speed_comes_from_the_file():
-    """The table of the README is the committed CSV, rounded."""
+    """One row of the README for each shape and direction of the committed CSV."""
     with (ROOT / 'docs' / 'benchmarks' / 'moto_cpu.csv').open() as file:
-        measured = {(row['method'], row['direction']): row for row in csv.DictReader(file)}
-    table = re.findall(r'^\| (forward(?: \+ backward)?) \| (.+?) \| (\d+) \| (\d+) \| (\S+) \|', README, re.M)
-    assert len(table) == len(measured) == 6
-    for direction, method, milliseconds, mebibytes, ratio in table:
-        row, ours = measured[method, direction], measured['mmtok', direction]
-        assert int(milliseconds) == round(float(row['ms_median'])), method
-        assert int(mebibytes) == round(float(row['peak_mib'])), method
-        assert ratio == f'{float(row["ms_median"]) / float(ours["ms_median"]):.1f}', method
+        measured = {(row['shape'], row['direction'], row['method']): row for row in csv.DictReader(file)}
+    pattern = r'^\| (\d+x\d+x\d+x\d+) \| (forward(?: \+ backward)?) ' + 6 * r'\| (\S+) ' + r'\|$'
+    table = re.findall(pattern, README, re.M)
+    assert {row[:2] for row in table} == {key[:2] for key in measured} and len(table) == 16
+    for shape, direction, *said in table:
+        def of(method, key='ms_median', where=(shape, direction)):
+            return float(measured[*where, method][key] or 'nan')
+        formula = min(of('formula, loop'), of('formula, broadcast'))
+        expected = [f'{of("mmtok"):.2f}', f'{of("mmtok", "over_floor"):.1f}', f'{formula / of("mmtok"):.1f}',
+                    f'{of("formula, compiled") / of("mmtok"):.1f}', f'{of("mmtok, from logits"):.2f}',
+                    f'{of("instance norm"):.2f}']
+        assert said == [value.replace('nan', '-') for value in expected], (shape, direction)
 
 
 def test_measured_backbones_come_from_the_file():
@@ -177,14 +182,32 @@ def test_measured_backbones_come_from_the_file():
 
 
 def test_measured_images_per_second_come_from_the_file():
-    with (ROOT / 'docs' / 'benchmarks' / 'classifier_cpu.csv').open() as file:
-        rows = list(csv.DictReader(file))
+    rows = []
+    for name in ('classifier_cpu', 'classifier_cifar10_cpu'):
+        with (ROOT / 'docs' / 'benchmarks' / f'{name}.csv').open() as file:
+            rows += csv.DictReader(file)
+    assert {row['device'] for row in rows} == {'Intel(R) Xeon(R) Processor'}  # as the text says
     table = re.findall(r'^\| (.+), (\d+) px \| (\d+) \| (.+) (\d+) \| (\S+) \((\S+) to (\S+)\) \|', README, re.M)
     assert table == [
         (peer['what'], peer['size'], f"{float(ours['images_per_second']):.0f}", peer['method'],
          f"{float(peer['images_per_second']):.0f}",
          *(f'{float(peer[key]):.3f}' for key in ('mmtok_over_it', 'ratio_p20', 'ratio_p80')))
         for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
+
+
+def test_measured_training_comes_from_the_file():
+    """One row for each framework of the committed CSV."""
+    with (ROOT / 'docs' / 'benchmarks' / 'training_cpu.csv').open() as file:
+        rows = {(row['framework'], row['variant']): row for row in csv.DictReader(file)}
+    pattern = r'^\| (\S+) \| (\d+) \| (\d+), (\d+) ' + 3 * r'\| (\S+) % \((\S+) to (\S+)\) ' + r'\|$'
+    table = re.findall(pattern, README, re.M)
+    assert [row[0] for row in table] == list(FRAMEWORKS)
+    for framework, milliseconds, memory, memory_of_both, *over in table:
+        plain, *variants = (rows[framework, name] for name in VARIANTS)
+        assert milliseconds == f'{float(plain["ms_median"]):.0f}'
+        assert (memory, memory_of_both) == tuple(f'{float(row["peak_mib"]):.0f}' for row in (plain, variants[-1]))
+        assert over == [f'{float(row[key]):.1f}' for row in variants
+                        for key in ('over_plain_percent', 'over_p20', 'over_p80')], framework
 
 
 def test_measured_sizes_come_from_the_file():

@@ -305,8 +305,7 @@ def run(args) -> None:
             block = measure(shape, direction, case, dropped, args, bandwidth)
             compare(block)
             rows += [{**row, 'copy_gb_per_s': round(bandwidth / 1e9, 1), **where} for row in block]
-        del case
+        write_csv(args.out, rows)  # each time: larger maps take longer and longer
     print()
     compare_sizes(rows)
-    write_csv(args.out, rows)
     draw(rows, args.out.with_suffix('.png'))

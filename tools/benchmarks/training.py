@@ -147,4 +147,7 @@ def run(args) -> None:
     print(f'An iteration of training: batch {args.batch} of {"x".join(map(str, args.size))}, classifiers '
           f'{8 * args.batch} of 224x224; {args.device}, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what an iteration adds.')
-    write_csv(args.out, [row for framework in args.framework for row in measure(framework, args)])
+    rows = []
+    for framework in args.framework:
+        rows += measure(framework, args)
+        write_csv(args.out, rows)  # each time: all of them take an hour on a CPU
