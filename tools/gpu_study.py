@@ -16,11 +16,12 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.moto import FORMULAS, PAPER
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = [sys.executable, ROOT / 'tools' / 'benchmark.py']
 TRITON = {'MMTOK_BACKEND': 'triton'}
-SIZES = (224, 384, 512, 1024, 2048)
-PAPER = {224: 0.52, 384: 1.67, 512: 4.23, 1024: 18.42}  # ms, forward, table 3
+SIZES = (*PAPER, 2048)
 OURS = ['mmtok', 'mmtok triton', 'mmtok, from logits', 'mmtok triton, from logits', 'instance norm']
 
 
@@ -137,7 +138,7 @@ def verdicts(out: Path) -> list[dict]:
             ask(f'{method}, backward over the floor at {size}', 2, backward)
         for direction in ('forward', 'forward + backward'):
             ours = milliseconds('mmtok triton', size, direction)
-            eager = [milliseconds(f'formula, {how}', size, direction) for how in ('loop', 'broadcast')]
+            eager = [milliseconds(name, size, direction) for name in FORMULAS]
             compiled = milliseconds('formula, compiled', size, direction)
             ask(f'eager formula over mmtok triton, {direction} at {size}', 20,
                 min(filter(None, eager)) / ours if any(eager) and ours else None, at_least=True)

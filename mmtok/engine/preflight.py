@@ -52,9 +52,8 @@ def check_clipping(cfg: dict) -> None:
 def check_tta(cfg: dict) -> None:
     """mmdet's test-time augmentation gets no detector with masks, at which it would fail after the first image."""
     model = cfg.get('model') or {}
-    kind, inner = model.get('type'), model.get('module') or {}
-    name = (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1]
-    if name == 'DetTTAModel' and (inner.get('mask_head') or (inner.get('roi_head') or {}).get('mask_head')):
+    inner = model.get('module') or {}
+    if type_name(model) == 'DetTTAModel' and (inner.get('mask_head') or (inner.get('roi_head') or {}).get('mask_head')):
         raise ConfigError(f"--tta merges boxes alone (mmdet's DetTTAModel), but this {inner.get('type')} finds masks "
                           'too: test it without --tta')
 
@@ -106,6 +105,12 @@ def check_outputs(backbone: TokenBackbone, model_cfg: dict) -> None:
                               f'{[given[i] for i in index]} channels: make them equal')
 
 
+def type_name(cfg: dict) -> str:
+    """Of what a config builds, without its scope; a config may hold the class itself."""
+    kind = cfg.get('type')
+    return (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1]
+
+
 def as_list(value) -> list:
     if value is None:
         return []
@@ -132,8 +137,7 @@ def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None, cfg: 
             'model.backbone.mask_padding=False to count padding as image')
     for part in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipeline'):
         for path, transform in dicts_with(cfg.get(part) or {}, 'type', part):
-            kind = transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
-            if kind.split('.')[-1] == 'Pad':
+            if type_name(transform) == 'Pad':
                 raise ConfigError(
                     f'{path} (Pad) pads images before they are normalised, after which mask_padding=True cannot tell '
                     'padding from pixels: remove it and let model.data_preprocessor pad (pad_size_divisor, size), or '

@@ -127,8 +127,8 @@ def name_of(shape: tuple[int, ...]) -> str:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument('--shapes', type=parse_shape, nargs='+', default=[name_of(shape) for shape in SHAPES],
-                        metavar='BxCxHxW', help='of the maps')
+    parser.add_argument('--shapes', type=parse_shape, nargs='+', default=SHAPES, metavar='BxCxHxW',
+                        help='of the maps')
     parser.add_argument('--methods', choices=METHODS, nargs='+', default=list(METHODS), help='which to measure')
     parser.add_argument('--entities', type=timing.positive, default=8, help='semantic entities')
     parser.add_argument('--dtype', choices=DTYPES, default='float32', help='of map and layout')
@@ -239,12 +239,12 @@ def compare(rows: list[dict]) -> None:
 
 def compare_sizes(rows: list[dict]) -> None:
     """How time grows with the map, and the paper's times beside ours."""
-    for ours in METHODS:
+    for ours in (method for method in METHODS if 'mmtok' in method):
         for direction in DIRECTIONS:
             square = {int(row['shape'].split('x')[-1]): row['ms_median'] for row in rows
                       if row['method'] == ours and row['direction'] == direction and row['ms_median']
                       and re.fullmatch(SQUARE, row['shape'])}
-            if 'mmtok' not in ours or len(square) < 2:
+            if len(square) < 2:
                 continue
             each = {size: value / size**2 for size, value in square.items()}
             print(f'{ours}, {direction}: time a pixel from {min(square)} to {max(square)} within a factor of '
@@ -283,7 +283,6 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def run(args) -> None:
-    shapes = [parse_shape(shape) if isinstance(shape, str) else shape for shape in args.shapes]
     dtype = getattr(torch, args.dtype)
     if args.device == 'cpu':
         memory.limit_to_available()
@@ -299,7 +298,7 @@ def run(args) -> None:
           f'{torch.__version__}. Copies run at {bandwidth / 1e9:.1f} GB/s, read and written: the floor. Medians of '
           f'{args.repeats} interleaved rounds; MiB is what a call adds.')
     rows, dropped = [], {}
-    for shape in sorted(shapes, key=math.prod):
+    for shape in sorted(args.shapes, key=math.prod):
         case = Case(shape, args.entities, dtype, args.device, args.seed)
         for direction in DIRECTIONS:
             block = measure(shape, direction, case, dropped, args, bandwidth)
