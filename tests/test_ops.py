@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from mmtok.ops import dispatch, moto, moto_from_logits, triton_backend
+from mmtok.ops import dispatch, moto, moto_from_logits, torch_backend, triton_backend
 from mmtok.ops.reference import layout_reference, moto_reference
 
 # (B, C, H, W, n), labelled by what is odd about it
@@ -178,6 +178,33 @@ def test_hard_regions_far_apart(backend):
     expected = value_and_grads(moto_reference, inputs, upstream, torch.float64)
     actual = value_and_grads(lambda *a: moto(*a, backend=backend), inputs, upstream, torch.float32, device)
     assert_close(actual, expected, 2e-5, ('y', 'dx', 'dlayout', 'dbeta', 'dalpha'))
+
+
+@pytest.mark.parametrize('case, suffices', [
+    ('usual', [True]), ('far apart', [False]), ('constant', [False]), ('far from 0', [False]), ('large', [False]),
+    ('sharp', [False]), ('float64', []), ('argmax', []), ('no eps', [])])
+def test_precision_of_blocks(case, suffices, monkeypatch):
+    """Float32 where it is as good; what it cannot do is seen, and done again in float64."""
+    found = []
+    look = torch_backend.float32_suffices
+    monkeypatch.setattr(torch_backend, 'float32_suffices', lambda *a: found.append(look(*a)) or found[-1])
+    x, layout, beta, alpha = (t.float() for t in draw(SHAPES['several pixel blocks'], 'soft', False)[:4])
+    weight = torch.randn(beta.shape, generator=torch.Generator().manual_seed(0))
+    if case == 'far apart':
+        layout = torch.zeros_like(layout).scatter_(1, layout.argmax(1, keepdim=True), 1.0)
+        x = x + 10 * layout.argmax(1, keepdim=True)
+    elif case == 'constant':
+        x[:, 0] = 3.0
+    elif case == 'far from 0':
+        x = x + 1e3
+    x = x * {'large': 1e15, 'sharp': 1e3}.get(case, 1)
+    if case == 'float64':
+        x = x.double()
+    if case in ('far from 0', 'sharp', 'argmax'):
+        moto_from_logits(x, weight, None, beta, alpha, partition='hard' if case == 'argmax' else 'soft')
+    else:
+        moto(x, layout, beta, alpha, eps=0.0 if case == 'no eps' else 1e-5)
+    assert found == suffices
 
 
 @pytest.mark.parametrize('backend, statistics', [

@@ -4,140 +4,79 @@ With `A = beta / (sigma + eps)` and `B = alpha - mu * A` (both (n,C)) the sum ov
 
     Y = X * (A^T L) + B^T L,
 
-so nothing of size (B,n,C,H,W) exists. Each block is shifted by a channel mean and widened to float64 before it
-is squared or summed: that keeps the variance of hard regions whose means lie thousands of deviations apart,
-where a float32 sum with the same shift is off by 127 %.
+so nothing of size (B,n,C,H,W) exists. Each block is shifted by a channel mean before it is squared or summed, and the
+sums of blocks are added in float64. Inside blocks a CPU works in float32, twice as fast, as long as no region lies more
+than a few of its deviations from the channel mean; `float32_suffices` looks afterwards, and where it does not, as with
+hard regions whose means lie thousands of deviations apart, everything is done again in float64. Elsewhere, where
+looking would stop the device, it is float64 from the start.
 
 Forward reads X twice and writes Y; backward reads X and dY twice and writes dX. Layouts from 1x1 logits are
 recomputed per block and never stored.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .blocks import Buffers, Inputs
 from .reference import MIN_MASS, deviation_of
 
-ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
 # Relative error that a float64 sum of squares may have gathered. A region's deviation counts as 0 below 1e-7 of
 # its distance from the origin, which is about the resolution of float32 input there.
 SUM_ROUNDING = 1e-14
-# Of a (2C, pixels) work buffer. CPU: 2 MB of float64, about a core's second-level cache; else few launches.
-BLOCK_ELEMENTS = {'cpu': 1 << 18}
-BLOCK_ELEMENTS_ELSEWHERE = 1 << 24
-WHOLE_ELEMENTS = 1 << 18  # a map up to this size is one block, whose buffers the second pass finds still filled
+# Limits of float32 blocks
+FLOAT32_SPREAD = 16  # mean square from the origin, in variances: so many roundings does a variance lose
+FLOAT32_LOGITS = 100  # largest tau * Z whose softmax keeps five digits
+FLOAT32_ORIGIN = 64  # distance of the origin from 0, in deviations of a channel
+FLOAT32_SQUARE = 1e28  # squares, and products of four factors of that size, stay finite
 
 
-@dataclass
-class Inputs:
-    """The inputs of one call, flattened to (B,*,P) views, and how to walk over them.
-
-    The layout is either given, or the softmax of a 1x1 convolution of x with filters `weight (n,C)`. All
-    statistics are those of `x - origin`, where `origin (B,C,1)` is a mean over some pixels of each channel.
-    """
-
-    x: Tensor
-    layout: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    mask: Tensor | None
-    tau: float
-    partition: str
-    statistics: str
-    eps: float
-
-    def __post_init__(self):
-        self.region = self.statistics == 'region'
-        self.origin = self.x[:, :, :ORIGIN_PIXELS].mean(2, dtype=torch.float64, keepdim=True)
-        if not self.region:  # the moments of X * L are not those of (X - origin) * L
-            self.origin.zero_()
-        self.whole = self.x.numel() <= WHOLE_ELEMENTS
-        if self.weight is not None:
-            self.slope = (self.tau * self.weight).expand(self.x.shape[0], -1, -1)  # (B,n,C)
-            self.offset = self.slope @ self.origin  # (B,n,1)
-            if self.bias is not None:
-                self.offset += self.tau * self.bias[:, None]
-
-    def widen(self, at, out: Tensor) -> Tensor:
-        """A block of x - origin in float64."""
-        return out.copy_(self.x[at[0], :, at[1]]).sub_(self.origin[at[0]])  # one call would make a wide temporary
-
-    def blocks(self):
-        """Slices (batch, pixels) whose work buffers stay in the cache."""
-        batch, channels, pixels = self.x.shape
-        if self.whole:
-            yield slice(0, batch), slice(0, pixels)
-            return
-        elements = BLOCK_ELEMENTS.get(self.x.device.type, BLOCK_ELEMENTS_ELSEWHERE)
-        count = max(1, -(-2 * channels * pixels // elements))
-        step = -(-pixels // count)
-        together = max(1, elements // (2 * channels * step))
-        for b in range(0, batch, together):
-            for p in range(0, pixels, step):
-                yield slice(b, b + together), slice(p, p + step)
-
-    def layout_block(self, at, wide_x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(n,P) layout of a block with padding set to 0, and the softmax behind it where there is one."""
-        soft = None
-        if self.layout is not None:
-            share = self.layout[at[0], :, at[1]].double()
-        else:
-            share = soft = torch.baddbmm(self.offset[at[0]], self.slope[at[0]], wide_x).softmax(dim=1)
-            if self.partition == 'hard':
-                share = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
-        if self.mask is not None:
-            share = share * self.mask[at[0], :, at[1]]
-        return share, soft
-
-    def population(self, mass: Tensor) -> Tensor | int:
-        """What the moments are divided by: the mass (B,n,1), or with 'product' the number of real pixels."""
-        if self.region:
-            return mass.clamp(min=MIN_MASS)
-        if self.mask is None:
-            return self.x.shape[2]
-        return self.mask.double().sum(2, keepdim=True).clamp(min=1)
+def add(total: Tensor, part: Tensor) -> None:
+    """What each tile found to the float64 rows of its images."""
+    total += part if len(part) == len(total) else part.sum(0, keepdim=True, dtype=torch.float64)
 
 
-class Buffers:
-    """Work space that is handed out again and again: fresh pages would cost more than the arithmetic."""
+def region_statistics(inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], bool]:
+    """Of each entity mass (B,n,1), mean and standard deviation (B,n,C), in float64; the last centred block and layout.
 
-    def __init__(self, device):
-        self.device = device
-        self.kept = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        buffer = self.kept.get(name)
-        if buffer is None or buffer.shape != shape:
-            buffer = self.kept[name] = torch.empty(shape, dtype=torch.float64, device=self.device)
-        return buffer
-
-
-def region_statistics(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Mass (B,n,1), mean and standard deviation (B,n,C) of each entity, in float64; the last widened block and layout.
+    Third, whether the precision of the blocks was enough.
     """
     x = inputs.x
     batch, channels, _ = x.shape
     mass = x.new_zeros((batch, n, 1), dtype=torch.float64)
     moments = x.new_zeros((batch, n, 2 * channels), dtype=torch.float64)
-    first, second = moments[..., :channels], moments[..., channels:]
-    buffers = Buffers(x.device)
-    for at in inputs.blocks():
-        block = x[at[0], :, at[1]]
-        terms = buffers('terms', block.shape[0], 2 * channels, block.shape[2])  # rows: X, X^2
-        wide = inputs.widen(at, terms[:, :channels])
-        torch.mul(wide, wide, out=terms[:, channels:])
-        share, _ = inputs.layout_block(at, wide)
-        mass[at[0]] += share.sum(2, keepdim=True)
+    buffers = Buffers(inputs)
+    for block, masses, sums in zip(inputs.blocks, inputs.tiling.rows(mass), inputs.tiling.rows(moments), strict=True):
+        terms = buffers('terms', block, 2 * channels)  # rows: X, X^2
+        centred = block.centre(terms[:, :channels])
+        torch.mul(centred, centred, out=terms[:, channels:])
+        share, _ = block.layout(centred)
+        add(masses, share.sum(2, keepdim=True))
         if inputs.region:
-            moments[at[0]] += share @ terms.transpose(1, 2)
+            add(sums, torch.bmm(share, terms.mT))
         else:
-            first[at[0]] += share @ wide.transpose(1, 2)
-            second[at[0]] += (share * share) @ terms[:, channels:].transpose(1, 2)
+            add(sums[..., :channels], torch.bmm(share, centred.mT))
+            add(sums[..., channels:], torch.bmm(share * share, terms[:, channels:].mT))
     total = inputs.population(mass)
-    mean, square = first / total, second / total
-    return mass, mean, deviation_of(square - mean * mean, SUM_ROUNDING * square), (wide, share)
+    mean, square = (moments / total).chunk(2, 2)
+    variance = square - mean * mean
+    enough = inputs.work != torch.float32 or float32_suffices(inputs, mass, square, variance)
+    return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), (centred, share), enough
+
+
+def float32_suffices(inputs: Inputs, mass: Tensor, square: Tensor, variance: Tensor) -> bool:
+    """Whether float32 blocks cost no more than a few roundings: spread of the regions, logits, range of the squares."""
+    fits = ((square < FLOAT32_SPREAD * variance) & (square <= FLOAT32_SQUARE)) | (mass <= MIN_MASS)
+    if inputs.weight is not None:
+        # Mean square of each channel; of a product, at least the part that the layouts leave of it
+        of_channel = (square * inputs.population(mass)).sum(1) / mass.sum(1).clamp(min=MIN_MASS)
+        if not inputs.region:
+            of_channel = of_channel * square.shape[1]
+        spread = of_channel.sqrt()[:, None]
+        logits = (inputs.slope.double().abs() * spread).sum(2, keepdim=True)
+        # The gradient of a filter is a sum over X, not over X - origin
+        fits = fits & (logits <= FLOAT32_LOGITS) & (inputs.origin.mT.abs() <= FLOAT32_ORIGIN * spread)
+    return bool(fits.all())
 
 
 def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -147,24 +86,29 @@ def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> t
 
 
 def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill `out (B,C,P)`; returns the statistics."""
-    mass, mean, deviation, block = region_statistics(inputs, beta.shape[0])
+    """Fill `out (B,C,P)`; returns the statistics. Turns `inputs` to float64 where float32 does not do."""
+    stats, (centred, share), enough = region_statistics(inputs, beta.shape[0])
+    if not enough:
+        inputs.use(torch.float64)
+        stats, (centred, share), _ = region_statistics(inputs, beta.shape[0])
+    mass, mean, deviation = stats
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
     if inputs.region:
         # What counts as flat adds its alpha: there X * A - mu * A would be a difference of numbers of size X / eps.
         scale = torch.where(deviation > 0, scale, 0.0)
-    shift = (alpha.double() - mean * scale).transpose(1, 2)  # (B,C,n)
-    scale = scale.transpose(1, 2)
-    buffers = Buffers(out.device)
-    for at in inputs.blocks():
-        if inputs.whole:
-            wide, share = block
-        else:
-            wide = inputs.widen(at, buffers('x', *inputs.x[at[0], :, at[1]].shape))
-            share, _ = inputs.layout_block(at, wide)
-        result = torch.bmm(scale[at[0]], share, out=buffers('result', *wide.shape))
-        out[at[0], :, at[1]] = result.mul_(wide).baddbmm_(shift[at[0]], share)
-    return mass, mean, deviation
+    table = torch.cat([scale, alpha.double() - mean * scale], 2).transpose(1, 2).to(inputs.work)  # (B,2C,n)
+    channels = out.shape[1]
+    buffers = Buffers(inputs)
+    for block, rows, place in zip(inputs.blocks, inputs.tiling.tables(table), inputs.tiling.maps(out), strict=True):
+        if not inputs.whole:
+            centred = block.centre(buffers('x', block, channels))
+            share, _ = block.layout(centred)
+        field = torch.bmm(rows, share, out=buffers('field', block, 2 * channels))
+        direct = place.dtype == inputs.work
+        result = torch.addcmul(field[:, channels:], field[:, :channels], centred, out=place if direct else centred)
+        if not direct:
+            place.copy_(result)
+    return stats
 
 
 def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, grad_x: Tensor | None,
@@ -175,24 +119,23 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     and L as two more tables: d_mu * dmu + d_sigma * dsigma = L * (E * X + F) per entity and channel.
     """
     mass, mean, deviation = stats
-    x, region = inputs.x, inputs.region
+    x, region, work = inputs.x, inputs.region, inputs.work
     channels = x.shape[1]
-    buffers = Buffers(x.device)
+    buffers, tiling = Buffers(inputs), inputs.tiling
+    upstreams = tiling.maps(grad)
 
-    def widened(at):
-        block, upstream = x[at[0], :, at[1]], grad[at[0], :, at[1]]
-        shape = block.shape[0], 4 * channels, block.shape[2]
-        terms = buffers('terms', *shape)  # rows: dY*X, dY, X^2 (filled later), X
-        wide = inputs.widen(at, terms[:, 3 * channels:])
-        wide_grad = terms[:, channels:2 * channels].copy_(upstream)
-        torch.mul(wide, wide_grad, out=terms[:, :channels])
-        return terms, wide, wide_grad
+    def terms_of(block, upstream):
+        terms = buffers('terms', block, 4 * channels)  # rows: dY*X, dY, X^2 (filled later), X
+        centred = block.centre(terms[:, 3 * channels:])
+        upstream = terms[:, channels:2 * channels].copy_(upstream)
+        torch.mul(centred, upstream, out=terms[:, :channels])
+        return terms, centred, upstream
 
     d_table = x.new_zeros((*mean.shape[:2], 2 * channels), dtype=torch.float64)
-    for at in inputs.blocks():
-        terms, wide, wide_grad = widened(at)
-        share, soft = inputs.layout_block(at, wide)
-        d_table[at[0]] += share @ terms[:, :2 * channels].transpose(1, 2)
+    for block, upstream, sums in zip(inputs.blocks, upstreams, tiling.rows(d_table), strict=True):
+        terms, centred, upstream = terms_of(block, upstream)
+        share, soft = block.layout(centred)
+        add(sums, torch.bmm(share, terms[:, :2 * channels].mT))
 
     inverse, scale = coefficients(mass, deviation, beta, inputs.eps)
     shift = alpha.double() - mean * scale
@@ -207,50 +150,49 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     f = d_mean / total - e * mean
 
     if region:
-        field_table = torch.cat([scale, e], 2).transpose(1, 2)
+        field_table = torch.cat([scale, e, f], 2)
         layout_table = torch.cat([scale, shift, e / 2, f], 2)
         constant = -(f * mean + e / 2 * (mean**2 + deviation**2)).sum(2, keepdim=True)
     else:
-        field_table = scale.transpose(1, 2)
-        square_table = e.transpose(1, 2)
+        field_table = torch.cat([scale, torch.zeros_like(e), f], 2)
         layout_table = torch.cat([scale, shift, torch.zeros_like(e), f], 2)
         constant = torch.zeros_like(mass)
+    field_table, layout_table, constant, e = (
+        tiling.tables(t.to(work)) for t in (field_table.mT, layout_table, constant, e))
 
     from_logits = inputs.layout is None
-    grad_weight = torch.zeros_like(inputs.weight) if from_logits else None
-    grad_bias = torch.zeros_like(grad_weight[:, 0]) if from_logits and inputs.bias is not None else None
-    f = f.transpose(1, 2)
-    for at in inputs.blocks():
+    d_slope, d_offset = torch.zeros_like(mean), torch.zeros_like(mass)
+    parts = zip(inputs.blocks, upstreams, field_table, layout_table, constant, e, tiling.rows(d_slope),
+                tiling.rows(d_offset), tiling.maps(grad_x), tiling.maps(grad_layout), strict=False)
+    for block, upstream, of_field, of_layout, of_share, of_square, slopes, offsets, to_x, to_layout in parts:
         if not inputs.whole:
-            terms, wide, wide_grad = widened(at)
-            share, soft = inputs.layout_block(at, wide)
-        square = torch.mul(wide, wide, out=terms[:, 2 * channels:3 * channels])
-        field = torch.bmm(field_table[at[0]], share)
-        result = field[:, :channels].mul_(wide_grad)
-        if region:
-            result.addcmul_(field[:, channels:], wide)
-        else:
-            result.addcmul_(torch.bmm(square_table[at[0]], share * share), wide)
-        result.baddbmm_(f[at[0]], share)
+            terms, centred, upstream = terms_of(block, upstream)
+            share, soft = block.layout(centred)
+        square = torch.mul(centred, centred, out=terms[:, 2 * channels:3 * channels])
+        field = torch.bmm(of_field, share, out=buffers('field', block, 3 * channels))
+        by_grad, by_x, rest = field.chunk(3, 1)
+        result = torch.addcmul(rest, by_grad, upstream, out=buffers('result', block, channels))
+        result.addcmul_(by_x if region else torch.bmm(of_square.mT, share * share), centred)
 
-        d_share = torch.baddbmm(constant[at[0]], layout_table[at[0]], terms)
-        if not region:
-            d_share += share * (e[at[0]] @ square)
-        if inputs.mask is not None:
-            d_share *= inputs.mask[at[0], :, at[1]]
+        if from_logits or to_layout is not None:
+            d_share = torch.baddbmm(of_share, of_layout, terms)
+            if not region:
+                d_share += share * torch.bmm(of_square, square)
+            if inputs.mask is not None:
+                d_share *= block.mask
         if from_logits:
             d_share *= soft
             d_logits = d_share.addcmul_(soft, d_share.sum(1, keepdim=True), value=-1)  # of tau * Z
-            result.baddbmm_(inputs.slope[at[0]].transpose(1, 2), d_logits)
-            d_offset = inputs.tau * d_logits.sum(2, keepdim=True)
-            grad_weight += torch.baddbmm(d_offset @ inputs.origin[at[0]].transpose(1, 2), d_logits,
-                                         wide.transpose(1, 2), alpha=inputs.tau).sum(0)
-            if grad_bias is not None:
-                grad_bias += d_offset.sum((0, 2))
-        elif grad_layout is not None:
-            grad_layout[at[0], :, at[1]] = d_share
-        grad_x[at[0], :, at[1]] = result
-    return grad_beta, grad_alpha, grad_weight, grad_bias
+            result.baddbmm_(block.slope.mT, d_logits)
+            add(slopes, torch.bmm(d_logits, centred.mT))
+            add(offsets, d_logits.sum(2, keepdim=True))
+        elif to_layout is not None:
+            to_layout.copy_(d_share)
+        to_x.copy_(result)
+    if not from_logits:
+        return grad_beta, grad_alpha, None, None
+    grad_weight = inputs.tau * (d_slope + d_offset @ inputs.origin.double().mT).sum(0)
+    return grad_beta, grad_alpha, grad_weight, inputs.tau * d_offset.sum((0, 2))
 
 
 class MoToFunction(torch.autograd.Function):
@@ -258,11 +200,11 @@ class MoToFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, layout, weight, bias, beta, alpha, mask, tau, partition, statistics, eps):
-        ctx.options = tau, partition, statistics, eps
         out = torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
-            inputs = flatten_inputs(x, layout, weight, bias, mask, ctx.options)
+            inputs = flatten_inputs(x, layout, weight, bias, mask, (tau, partition, statistics, eps))
             stats = forward(inputs, beta, alpha, out.flatten(2))
+        ctx.options = tau, partition, statistics, eps, inputs.work
         ctx.save_for_backward(x, layout, weight, bias, beta, alpha, mask, *stats)
         return out
 
@@ -279,16 +221,16 @@ class MoToFunction(torch.autograd.Function):
                 inputs, grad.flatten(2), stats, beta, alpha,
                 None if grad_x is None else grad_x.flatten(2),
                 None if grad_layout is None else grad_layout.flatten(2))
-        like = (None if g is None else g.to(p.dtype) for g, p in
+        like = (None if g is None or p is None else g.to(p.dtype) for g, p in
                 ((grad_weight, weight), (grad_bias, bias), (grad_beta, beta), (grad_alpha, alpha)))
         return grad_x, grad_layout, *like, None, None, None, None, None
 
 
 def flatten_inputs(x, layout, weight, bias, mask, options) -> Inputs:
-    tau, partition, statistics, eps = options
+    tau, partition, statistics, eps, *work = options
     return Inputs(x.flatten(2), None if layout is None else layout.flatten(2),
-                   None if weight is None else weight.double(), None if bias is None else bias.double(),
-                   None if mask is None else mask.flatten(2), tau, partition, statistics, eps)
+                  None if weight is None else weight.double(), None if bias is None else bias.double(),
+                  None if mask is None else mask.flatten(2), tau, partition, statistics, eps, *work)
 
 
 @torch.compiler.disable  # a loop over blocks is nothing to trace: a compiled model calls it as it stands

@@ -1,0 +1,173 @@
+"""The inputs of the torch backend, cut into blocks of pixels that stay in the cache."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .reference import MIN_MASS
+
+ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
+# Of a (2C, pixels) work buffer. CPU: what the second-level caches of two cores hold; else few launches.
+BLOCK_BYTES = {'cpu': 1 << 21}
+BLOCK_BYTES_ELSEWHERE = 1 << 27
+WHOLE_ELEMENTS = 1 << 18  # a map up to this size is one block, whose buffers the second pass finds still filled
+CHUNK = 512  # pixels of a tile of a large image; see Tiling
+FLOAT32_EPS = 1e-12  # what underflows when squared in float32 is far below this
+
+
+class Tiling:
+    """How a map is cut into blocks whose work buffers stay in the cache, and blocks into T tiles of a few pixels.
+
+    Of a large image a block is T chunks of pixels, of small ones T images. Maps (B,*,P) turn into (T,*,p), tables
+    (B,*,*) into (T,*,*). Operators share tiles among threads, so that what a thread reads it has written before, in
+    its own cache; and sums over few pixels round less.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], whole: bool, elements: int):
+        batch, channels, pixels = shape
+        room = elements // (2 * channels)  # pixels of a block
+        self.chunked = not whole and pixels > max(room, CHUNK)
+        if self.chunked:
+            self.together = max(1, room // CHUNK)
+            chunks = pixels // CHUNK
+            self.even = chunks * CHUNK
+            full, rest = divmod(chunks, self.together)
+            self.sizes = ([self.together] * full + [rest] * (rest > 0) + [1] * (self.even < pixels)) * batch
+        else:
+            self.together = batch if whole else max(1, room // pixels)
+
+    def maps(self, map: Tensor | None) -> Sequence[Tensor] | Iterator[None]:
+        """Of each block its part of a map (T,*,p)."""
+        if map is None:
+            return repeat(None)
+        if not self.chunked:
+            return map.split(self.together)
+        parts = []
+        for image in map.split(1):
+            parts += image[0, :, :self.even].unflatten(1, (-1, CHUNK)).transpose(0, 1).split(self.together)
+            if self.even < map.shape[2]:
+                parts.append(image[:, :, self.even:])
+        return parts
+
+    def rows(self, table: Tensor) -> Sequence[Tensor]:
+        """Of each block the rows of its images in a table, to be added to (T,*,*) or (1,*,*)."""
+        if not self.chunked:
+            return table.split(self.together)
+        return [row for row in table.split(1) for _ in range(len(self.sizes) // len(table))]
+
+    def tables(self, table: Tensor) -> Sequence[Tensor]:
+        """Of each block a row for each of its tiles (T,*,*)."""
+        rows = self.rows(table)
+        return [row.expand(size, -1, -1) for row, size in zip(rows, self.sizes, strict=True)] if self.chunked else rows
+
+
+class Block(NamedTuple):
+    """The part of the inputs that is worked on at a time: T tiles, with the rows of the tables that they need."""
+
+    partition: str
+    x: Tensor  # (T,C,p)
+    origin: Tensor  # (T,C,1)
+    given: Tensor | None  # (T,n,p), the layout
+    mask: Tensor | None  # (T,1,p)
+    slope: Tensor | None  # (T,n,C)
+    offset: Tensor | None  # (T,n,1)
+
+    def centre(self, out: Tensor) -> Tensor:
+        """x - origin."""
+        if self.x.dtype == out.dtype:
+            return torch.sub(self.x, self.origin, out=out)
+        return out.copy_(self.x).sub_(self.origin)  # one call would make a wide temporary
+
+    def layout(self, centred: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Layout (T,n,p) with padding set to 0, and the softmax behind it where there is one."""
+        soft = None
+        if self.given is not None:
+            share = self.given.to(centred.dtype)
+        else:
+            # torch.softmax over a dimension that is not the last one takes four times as long on a CPU (torch 2.1)
+            logits = torch.baddbmm(self.offset, self.slope, centred)
+            soft = logits.sub_(logits.amax(1, keepdim=True)).exp_()
+            share = soft.div_(soft.sum(1, keepdim=True))
+            if self.partition == 'hard':
+                share = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
+        if self.mask is not None:
+            share = share * self.mask
+        return share, soft
+
+
+@dataclass
+class Inputs:
+    """The inputs of one call, flattened to (B,*,P) views, and how to walk over them.
+
+    The layout is either given, or the softmax of a 1x1 convolution of x with filters `weight (n,C)`. All
+    statistics are those of `x - origin`, where `origin (B,C,1)` is a mean over some pixels of each channel.
+    """
+
+    x: Tensor
+    layout: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mask: Tensor | None
+    tau: float
+    partition: str
+    statistics: str
+    eps: float
+    work: torch.dtype | None = None  # of the blocks; None for float32 where that can be right
+
+    def __post_init__(self):
+        self.region = self.statistics == 'region'
+        self.whole = self.x.numel() <= WHOLE_ELEMENTS
+        if self.work is None:
+            choosing = self.layout is None and self.partition == 'hard'  # an argmax is right or wrong
+            wide = torch.float64 in (self.x.dtype, None if self.layout is None else self.layout.dtype)
+            fits = self.x.device.type == 'cpu' and self.eps >= FLOAT32_EPS
+            self.work = torch.float32 if fits and not wide and not choosing else torch.float64
+        self.use(self.work)
+
+    def use(self, work: torch.dtype) -> None:
+        """Have the blocks in another precision."""
+        self.work = work
+        self.origin = self.x[:, :, :ORIGIN_PIXELS].mean(2, dtype=work, keepdim=True)
+        if not self.region:  # the moments of X * L are not those of (X - origin) * L
+            self.origin.zero_()
+        if self.weight is not None:
+            slope = (self.tau * self.weight).expand(self.x.shape[0], -1, -1)  # (B,n,C)
+            offset = slope @ self.origin.double()  # (B,n,1)
+            if self.bias is not None:
+                offset = offset + self.tau * self.bias[:, None]
+            # No softmax sees the largest one, without which float32 keeps their differences
+            self.slope, self.offset = slope.to(work), (offset - offset.amax(1, keepdim=True)).to(work)
+        size = BLOCK_BYTES.get(self.x.device.type, BLOCK_BYTES_ELSEWHERE) // work.itemsize
+        self.tiling = tiling = Tiling(self.x.shape, self.whole, size)
+        of_filters = [repeat(None)] * 2 if self.weight is None else map(tiling.tables, (self.slope, self.offset))
+        self.blocks = [Block(self.partition, *parts) for parts in zip(
+            tiling.maps(self.x), tiling.tables(self.origin), tiling.maps(self.layout), tiling.maps(self.mask),
+            *of_filters, strict=False)]
+
+    def population(self, mass: Tensor) -> Tensor | int:
+        """What the moments are divided by: the mass (B,n,1), or with 'product' the number of real pixels."""
+        if self.region:
+            return mass.clamp(min=MIN_MASS)
+        if self.mask is None:
+            return self.x.shape[2]
+        return self.mask.double().sum(2, keepdim=True).clamp(min=1)
+
+
+class Buffers:
+    """Work space that is handed out again and again: fresh pages would cost more than the arithmetic."""
+
+    def __init__(self, inputs: Inputs):
+        self.options = dict(dtype=inputs.work, device=inputs.x.device)
+        self.kept = {}
+
+    def __call__(self, name: str, block: Block, rows: int) -> Tensor:
+        """(T,rows,p), not set to anything."""
+        shape = block.x.shape[0], rows, block.x.shape[2]
+        buffer = self.kept.get(name)
+        if buffer is None or buffer.shape != shape:
+            buffer = self.kept[name] = torch.empty(shape, **self.options)
+        return buffer
