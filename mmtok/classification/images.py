@@ -1,6 +1,7 @@
 """Image folders and tar files through timm's readers, with its transforms, and with bad files named."""
 
 import contextlib
+import io
 import os
 import random
 import tarfile
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from timm.data import auto_augment, create_dataset, create_transform
 from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.transforms import MaybePILToTensor
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -156,7 +158,9 @@ class ImageDataset(Dataset):
         while True:
             try:
                 file, label = self.reader[index if self.indices is None else self.indices[index]][:2]
-                with Image.open(file) as image:
+                with file:
+                    data = io.BytesIO(file.read())  # Pillow reads a header in dozens of parts
+                with Image.open(data) as image:
                     image.load()
                     if image.mode != 'RGB':
                         image = image.convert('RGB')
@@ -179,12 +183,23 @@ def make_transform(options: dict):
         raise ConfigError(f'dataset.transform has {", ".join(beyond)}, but normalisation and random erasing are done '
                           'on the device: set mean, std and erase in model.data_preprocessor')
     transform = create_transform(**options, use_prefetcher=True)
-    for step in getattr(transform, 'transforms', ()):
+    steps = getattr(transform, 'transforms', [])
+    if steps and isinstance(steps[-1], MaybePILToTensor):
+        steps[-1] = to_tensor
+    for step in steps:
         policies = [getattr(step, 'ops', ()), *getattr(step, 'policy', ())]  # RandAugment's, AutoAugment's
         for op in (op for policy in policies for op in policy):
             if getattr(op, 'aug_fn', None) is auto_augment.posterize:
                 op.aug_fn = posterize
     return transform
+
+
+def to_tensor(image: Image.Image | Tensor) -> Tensor:
+    """timm's MaybePILToTensor, (3,H,W) uint8, in half the time for images of 8 bits, which it is there for."""
+    if not isinstance(image, Image.Image) or image.mode != 'RGB':
+        return MaybePILToTensor()(image)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
 def posterize(image: Image.Image, bits: int, **options) -> Image.Image:
