@@ -18,7 +18,8 @@ from timm.data import create_transform
 
 from conftest import SHARED
 from mmtok.classification.fingerprint import fingerprint
-from mmtok.classification.images import ImageDataset, make_transform
+from mmtok.classification.images import ImageDataset, make_transform, to_tensor
+from mmtok.classification.preprocessor import stack_images
 from mmtok.classification.sampler import Draw, EpochSampler
 from mmtok.engine.runner import Runner
 from mmtok.errors import ConfigError, DataError
@@ -84,6 +85,15 @@ def test_the_transform_is_timms(drawn_folder):
         for generator in (random.seed, np.random.seed, torch.manual_seed):
             generator(i)
         assert torch.equal(ours, theirs(Image.open(data.filename(i)).convert('RGB')))
+
+
+def test_batches_need_no_reordering(drawn_folder):
+    """Their pixels lie as those of timm's loader do, whatever the height and width."""
+    wide = Image.open(drawn_folder / 'val' / 'dots' / '0000.png').convert('RGB').resize((7, 5))
+    assert (to_tensor(wide).permute(1, 2, 0).numpy() == np.asarray(wide)).all()
+    images, labels = stack_images([(to_tensor(wide), 3), (to_tensor(wide), 1)])
+    assert images.is_contiguous() and images.shape == (2, 3, 5, 7) and labels.tolist() == [3, 1]
+    assert to_tensor(wide.convert('L')).shape == (1, 5, 7)
 
 
 def test_no_bits_at_all_are_black_with_every_pillow(drawn_folder):

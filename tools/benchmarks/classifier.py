@@ -2,7 +2,7 @@
 
 The same images, timm transforms, batches, data workers, model and optimizer on both sides; epochs take turns. Whole
 epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides. A loader's
-batch counts once its pixels lie in the order (B,3,H,W), which timm's workers see to and ours leave to the training.
+batch counts once its pixels lie in the order (B,3,H,W), as those of both loaders do.
 """
 
 import argparse
