@@ -114,8 +114,7 @@ def test_browsing_by_mmseg(drawn_ade, run_tool, tmp_path):
     assert len(list((tmp_path / 'out').iterdir())) == 8
 
 
-# Counters miss fused kernels and custom functions
-COUNTED = dict(TIMM_FUSED_ATTN='0', MMTOK_BACKEND='reference')
+COUNTED = dict(TIMM_FUSED_ATTN='0')  # counters miss fused kernels
 
 
 def flops_of(run) -> float:
@@ -130,7 +129,7 @@ def test_flops_are_counted_by_mmseg(run_tool, tmp_path):
 
 
 def test_flops_are_counted_by_mmdet(drawn_coco, run_tool, tmp_path):
-    """At the size of the drawn images; attention and MoTo are counted where they are neither fused nor a function."""
+    """At the size of the drawn images, with its attention where that is not fused."""
     def count(env) -> float:
         return flops_of(run_tool(
             'mmdet/analysis_tools/get_flops', RETINANET, '--num-images', 1, '--cfg-options', *small(RETINANET),

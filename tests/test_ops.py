@@ -351,6 +351,18 @@ def test_backend_can_be_forced_by_the_environment(monkeypatch):
     assert len(called) == 1
 
 
+def test_a_trace_holds_operators_for_maps_of_any_size():
+    """FLOP counters trace; exporters do, and keep the graph."""
+    def op(x, weight, beta, alpha):
+        return moto_from_logits(x, weight, None, beta, alpha, backend='torch')
+
+    draws = [torch.randn(2, 3, 5, 5), *torch.randn(3, 4, 3)]
+    traced = torch.jit.trace(op, draws)
+    assert 'PythonOp' not in str(traced.graph)
+    draws[0] = torch.randn(1, 3, 40, 60)
+    assert torch.allclose(traced(*draws), op(*draws), atol=1e-5)
+
+
 @pytest.mark.parametrize('backend', ['reference', *FAST])
 @pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 0, 5)], ids=str)
 def test_empty_maps(shape, backend):

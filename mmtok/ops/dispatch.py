@@ -88,12 +88,14 @@ def moto_from_logits(x: Tensor, weight: Tensor, bias: Tensor | None, beta: Tenso
 
 
 def choose_backend(backend: str, x: Tensor, others: tuple[Tensor | None, ...], entities: int, statistics: str) -> str:
-    """The backend that runs: what was asked for, else what MMTOK_BACKEND names, else 'torch'.
+    """The backend that runs: what was asked for, else what MMTOK_BACKEND names, else 'torch'; traced, 'reference'.
 
     `others` are the tensors beside x whose dtypes matter.
     """
     asked = backend if backend != 'auto' else os.environ.get(FORCE, 'auto')
     check_choice('backend', asked, BACKENDS)
+    if torch.jit.is_tracing():  # FLOP counters and exporters want operators, and for maps of any size
+        return 'reference'
     if asked == 'auto':
         asked = 'torch'  # also on a GPU, until 'triton' has been tested and measured on one
     if asked == 'triton':
