@@ -333,7 +333,7 @@ def test_a_damaged_image_without_a_name(folder, monkeypatch):
     data = ImageDataset(str(folder), 'train', EVAL)
     index = next(i for i in range(len(data)) if data.filename(i) == str(bad))
     monkeypatch.setattr(data.reader, 'filename', lambda *_, **__: None)
-    with pytest.raises(DataError, match=rf'^image {index} of {folder}/train cannot be decoded \(Unidentified'):
+    with pytest.raises(DataError, match=rf'^image {index} of {folder}/train cannot be decoded \(Pillow knows no such'):
         data[index]
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmtok.ops import dispatch, moto, moto_from_logits, torch_backend, triton_backend
 from mmtok.ops.reference import layout_reference, moto_reference
@@ -181,13 +182,14 @@ def test_hard_regions_far_apart(backend):
 
 
 @pytest.mark.parametrize('case, suffices', [
-    ('usual', [True]), ('far apart', [False]), ('constant', [False]), ('far from 0', [False]), ('large', [False]),
-    ('sharp', [False]), ('float64', []), ('argmax', []), ('no eps', [])])
+    ('usual', [True]), ('logits', [True]), ('product', [True]), ('far apart', [False]), ('constant', [False]),
+    ('far from 0', [False]), ('large', [False]), ('sharp', [False]), ('float64', []), ('argmax', []), ('no eps', [])])
 def test_precision_of_blocks(case, suffices, monkeypatch):
     """Float32 where it is as good; what it cannot do is seen, and done again in float64."""
-    found = []
-    look = torch_backend.float32_suffices
+    found, used = [], []
+    look, fill = torch_backend.float32_suffices, torch_backend.Inputs.__post_init__
     monkeypatch.setattr(torch_backend, 'float32_suffices', lambda *a: found.append(look(*a)) or found[-1])
+    monkeypatch.setattr(torch_backend.Inputs, '__post_init__', lambda inputs: used.append(inputs) or fill(inputs))
     x, layout, beta, alpha = (t.float() for t in draw(SHAPES['several pixel blocks'], 'soft', False)[:4])
     weight = torch.randn(beta.shape, generator=torch.Generator().manual_seed(0))
     if case == 'far apart':
@@ -200,11 +202,43 @@ def test_precision_of_blocks(case, suffices, monkeypatch):
     x = x * {'large': 1e15, 'sharp': 1e3}.get(case, 1)
     if case == 'float64':
         x = x.double()
-    if case in ('far from 0', 'sharp', 'argmax'):
+    if case in ('logits', 'far from 0', 'sharp', 'argmax'):
         moto_from_logits(x, weight, None, beta, alpha, partition='hard' if case == 'argmax' else 'soft')
     else:
-        moto(x, layout, beta, alpha, eps=0.0 if case == 'no eps' else 1e-5)
+        moto(x, layout, beta, alpha, eps=0.0 if case == 'no eps' else 1e-5,
+             statistics='product' if case == 'product' else 'region')
     assert found == suffices
+    assert [inputs.work for inputs in used] == [torch.float32 if suffices == [True] else torch.float64]
+
+
+@pytest.mark.parametrize('scale, offset', [(1, 0), (1, 3), (1, 20), (1, 60), (0.1, 0), (70, 0)])
+@pytest.mark.parametrize('start', [True, False], ids=['start', 'trained'])
+def test_float32_gradients_where_they_nearly_cancel(start, scale, offset):
+    """Of the layout's filters, which see the entities' differences alone: relative to their own size, at C = 16, n = 8.
+
+    With the module's start values all entities are alike but for their statistics.
+    """
+    x, _, beta, alpha, _, upstream = draw((2, 16, 20, 30, 8), 'soft', False)
+    if start:
+        beta, alpha = torch.ones_like(beta), torch.zeros_like(alpha)
+    x = (scale * x + offset).float().double()
+    weight, bias = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inputs = x, weight.float().double(), bias[:, 0].float().double(), beta.float().double(), alpha.float().double()
+
+    def reference(x, weight, bias, beta, alpha):
+        return moto_reference(x, layout_reference(x, weight, bias, 0.1, 'soft'), beta, alpha)
+
+    upstream = upstream.float().double()
+    expected = value_and_grads(reference, inputs, upstream, torch.float64)
+    actual = value_and_grads(moto_from_logits, inputs, upstream, torch.float32)
+    for name, a, e in zip(('y', 'dx', 'dweight', 'dbias', 'dbeta', 'dalpha'), actual, expected, strict=True):
+        assert (a - e).abs().max() <= 1e-4 * e.abs().max(), name
+
+
+def test_a_mask_of_another_dtype():
+    x, layout, beta, alpha, mask = (t.float() for t in draw(SHAPES['usual'], 'soft', True)[:5])
+    results = [moto(x, layout, beta, alpha, mask=mask.to(dtype)) for dtype in (torch.bool, torch.float64, torch.uint8)]
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize('backend, statistics', [
@@ -354,13 +388,23 @@ def test_backend_can_be_forced_by_the_environment(monkeypatch):
 def test_a_trace_holds_operators_for_maps_of_any_size():
     """FLOP counters trace; exporters do, and keep the graph."""
     def op(x, weight, beta, alpha):
-        return moto_from_logits(x, weight, None, beta, alpha, backend='torch')
+        layout = layout_reference(x, weight, None, 1.0, 'soft')
+        return moto_from_logits(x, weight, None, beta, alpha, backend='torch') + moto(x, layout, beta, alpha)
 
     draws = [torch.randn(2, 3, 5, 5), *torch.randn(3, 4, 3)]
     traced = torch.jit.trace(op, draws)
-    assert 'PythonOp' not in str(traced.graph)
+    assert {node.kind().split('::')[0] for node in traced.graph.nodes()} <= {'aten', 'prim'}  # no Python function
     draws[0] = torch.randn(1, 3, 40, 60)
     assert torch.allclose(traced(*draws), op(*draws), atol=1e-5)
+
+
+def test_a_map_without_values_gives_its_shape():
+    """As tools ask that look at shapes alone."""
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 3, 40, 40, requires_grad=True), torch.empty(4, 3)
+        y = moto_from_logits(x, weight, None, weight, weight)
+        y.sum().backward()
+    assert y.shape == x.grad.shape == (2, 3, 40, 40)
 
 
 @pytest.mark.parametrize('backend', ['reference', *FAST])

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from mmtok.ops import moto, moto_from_logits
+from mmtok.ops import blocks, moto, moto_from_logits
 from mmtok.ops.reference import layout_reference, moto_reference
 from test_ops import DEVICE, TRITON, device_of
 
@@ -84,6 +84,17 @@ def conditioning(x, layout, real):
 
 
 def check_case(number: int, backend: str) -> None:
+    """In half of the cases the torch backend cuts the map into many small blocks, as it does large maps."""
+    with pytest.MonkeyPatch.context() as patch:
+        rng = random.Random(f'blocks of {number}')
+        if rng.random() < 0.5:
+            patch.setattr(blocks, 'WHOLE_ELEMENTS', 0)
+            patch.setattr(blocks, 'CHUNK', rng.randint(5, 64))
+            patch.setattr(blocks, 'BLOCK_BYTES', dict(cpu=1 << rng.randint(8, 15)))
+        compare_case(number, backend)
+
+
+def compare_case(number: int, backend: str) -> None:
     rng, generator = random.Random(number), torch.Generator().manual_seed(number)
     side = 9 if backend == 'triton' and DEVICE == 'cpu' else 24  # Triton's interpreter is slow
     batch, height, width = rng.choice([1, 1, 2, 3]), rng.randint(1, side), rng.randint(1, side)

@@ -11,7 +11,7 @@ from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..engine.samples import is_about_content
+from ..engine.samples import is_about_content, why_undecodable
 from ..errors import ConfigError, DataError
 from ..registry import DATASETS, HOOKS
 from .images import STREAMS, make_transform
@@ -112,9 +112,9 @@ class ImageStream(IterableDataset):
         except Exception as error:
             if not is_about_content(error):
                 raise
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise DataError(f'{self.where}: an image cannot be decoded ({reason}), the next after {count} that this '
-                            'data worker has read: replace it, or take it out of the data set') from error
+            raise DataError(f'{self.where}: an image cannot be decoded ({why_undecodable(error)}), the next after '
+                            f'{count} that this data worker has read: replace it, or take it out of the data set'
+                            ) from error
 
 
 def check_count(data: IterableDataset, count: int, stated: int) -> None:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.logging import print_log
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
@@ -31,6 +31,13 @@ def is_about_content(error: Exception) -> bool:
     return isinstance(error, CONTENT_ERRORS)
 
 
+def why_undecodable(error: Exception) -> str:
+    """On one line."""
+    if isinstance(error, UnidentifiedImageError):  # it would name an address in memory
+        return 'Pillow knows no such kind of image'
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
+
+
 class SkippedFiles:
     """The files that a data set could not decode, as far as this process or data worker has met them."""
 
@@ -45,7 +52,7 @@ class SkippedFiles:
                 quarter of it).
         """
         empty = os.path.isfile(file) and os.path.getsize(file) == 0
-        reason = 'it is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
+        reason = 'it is empty' if empty else why_undecodable(error)
         sentence = f'{file} cannot be decoded ({reason})'
         if not may_skip:
             raise DataError(f'{sentence}: replace it, or take it out of the data set') from error

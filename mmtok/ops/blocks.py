@@ -1,5 +1,6 @@
 """The inputs of the torch backend, cut into blocks of pixels that stay in the cache."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -95,7 +96,7 @@ class Block(NamedTuple):
             if self.partition == 'hard':
                 share = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
         if self.mask is not None:
-            share = share * self.mask
+            share = share * self.mask.to(share.dtype)
         return share, soft
 
 
@@ -121,12 +122,15 @@ class Inputs:
     def __post_init__(self):
         self.region = self.statistics == 'region'
         self.whole = self.x.numel() <= WHOLE_ELEMENTS
-        if self.work is None:
-            choosing = self.layout is None and self.partition == 'hard'  # an argmax is right or wrong
-            wide = torch.float64 in (self.x.dtype, None if self.layout is None else self.layout.dtype)
-            fits = self.x.device.type == 'cpu' and self.eps >= FLOAT32_EPS
-            self.work = torch.float32 if fits and not wide and not choosing else torch.float64
-        self.use(self.work)
+        self.use(self.work or (torch.float32 if self.may_be_float32() else torch.float64))
+
+    def may_be_float32(self) -> bool:
+        """Whether float32 blocks are worth a try."""
+        choosing = self.layout is None and self.partition == 'hard'  # an argmax is right or wrong
+        wide = torch.float64 in (self.x.dtype, None if self.layout is None else self.layout.dtype)
+        # A subclass of Tensor may have no values to look at afterwards
+        fits = self.x.device.type == 'cpu' and type(self.x) is Tensor and self.eps >= FLOAT32_EPS
+        return fits and not wide and not choosing and torch.get_float32_matmul_precision() == 'highest'
 
     def use(self, work: torch.dtype) -> None:
         """Have the blocks in another precision."""
@@ -139,7 +143,7 @@ class Inputs:
             offset = slope @ self.origin.double()  # (B,n,1)
             if self.bias is not None:
                 offset = offset + self.tau * self.bias[:, None]
-            # No softmax sees the largest one, without which float32 keeps their differences
+            # A softmax does not see what all offsets share; without the largest, float32 keeps their differences
             self.slope, self.offset = slope.to(work), (offset - offset.amax(1, keepdim=True)).to(work)
         size = BLOCK_BYTES.get(self.x.device.type, BLOCK_BYTES_ELSEWHERE) // work.itemsize
         self.tiling = tiling = Tiling(self.x.shape, self.whole, size)
@@ -167,7 +171,7 @@ class Buffers:
     def __call__(self, name: str, block: Block, rows: int) -> Tensor:
         """(T,rows,p), not set to anything."""
         shape = block.x.shape[0], rows, block.x.shape[2]
-        buffer = self.kept.get(name)
-        if buffer is None or buffer.shape != shape:
-            buffer = self.kept[name] = torch.empty(shape, **self.options)
-        return buffer
+        size, buffer = math.prod(shape), self.kept.get(name)
+        if buffer is None or buffer.numel() < size:  # the first block is the largest of an image
+            buffer = self.kept[name] = torch.empty(size, **self.options)
+        return buffer[:size].view(shape)

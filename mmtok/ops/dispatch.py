@@ -35,7 +35,7 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
         mask: (B,1,H,W), true or 1 where the map is real. Padding enters no statistics and comes out as 0.
         backend: 'reference', 'torch', 'triton' (CUDA; experimental: tested by Triton's interpreter, not yet on a GPU),
             or 'auto': what the environment variable MMTOK_BACKEND names, else 'torch'. What 'triton' does not cover
-            goes to 'torch', with one log line.
+            goes to 'torch', with one log line. In TorchScript's tracing it is 'reference', whatever is asked for.
 
     Returns:
         (B,C,H,W) in the dtype of x. An entity that owns no pixel adds only its alpha, with finite gradients.
@@ -94,7 +94,7 @@ def choose_backend(backend: str, x: Tensor, others: tuple[Tensor | None, ...], e
     """
     asked = backend if backend != 'auto' else os.environ.get(FORCE, 'auto')
     check_choice('backend', asked, BACKENDS)
-    if torch.jit.is_tracing():  # FLOP counters and exporters want operators, and for maps of any size
+    if torch.jit.is_tracing():  # TorchScript's, by which FLOP counters go: operators, and for maps of any size
         return 'reference'
     if asked == 'auto':
         asked = 'torch'  # also on a GPU, until 'triton' has been tested and measured on one

@@ -4,14 +4,14 @@ With `A = beta / (sigma + eps)` and `B = alpha - mu * A` (both (n,C)) the sum ov
 
     Y = X * (A^T L) + B^T L,
 
-so nothing of size (B,n,C,H,W) exists. Each block is shifted by a channel mean before it is squared or summed, and the
-sums of blocks are added in float64. Inside blocks a CPU works in float32, twice as fast, as long as no region lies more
-than a few of its deviations from the channel mean; `float32_suffices` looks afterwards, and where it does not, as with
-hard regions whose means lie thousands of deviations apart, everything is done again in float64. Elsewhere, where
-looking would stop the device, it is float64 from the start.
+so nothing of size (B,n,C,H,W) exists. With statistics of regions each block is shifted by a channel mean before it is
+squared or summed; the sums of blocks are added in float64. Inside blocks a CPU works in float32, twice as fast, as long
+as no region lies more than a few of its deviations from the channel mean; `float32_suffices` looks afterwards, and
+where it does not, as with hard regions whose means lie thousands of deviations apart, everything is done again in
+float64. Elsewhere, where looking would stop the device, it is float64 from the start.
 
-Forward reads X twice and writes Y; backward reads X and dY twice and writes dX. Layouts from 1x1 logits are
-recomputed per block and never stored.
+Forward reads X twice (once more where it starts again) and writes Y; backward reads X and dY twice and writes dX.
+Layouts from 1x1 logits are recomputed per block and never stored.
 """
 
 import torch
@@ -26,9 +26,9 @@ from .reference import MIN_MASS, deviation_of
 SUM_ROUNDING = 1e-14
 # Limits of float32 blocks
 FLOAT32_SPREAD = 16  # mean square from the origin, in variances: so many roundings does a variance lose
-FLOAT32_LOGITS = 100  # largest tau * Z whose softmax keeps five digits
+FLOAT32_LOGITS = 100  # sum of |tau * filter| times a channel's size: up to there a softmax keeps five digits
 FLOAT32_ORIGIN = 64  # distance of the origin from 0, in deviations of a channel
-FLOAT32_SQUARE = 1e28  # squares, and products of four factors of that size, stay finite
+FLOAT32_SQUARE = 1e12  # mean square up to which dY / sigma^2 is far from the smallest numbers
 
 
 def add(total: Tensor, part: Tensor) -> None:
@@ -157,10 +157,13 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         field_table = torch.cat([scale, torch.zeros_like(e), f], 2)
         layout_table = torch.cat([scale, shift, torch.zeros_like(e), f], 2)
         constant = torch.zeros_like(mass)
+    from_logits = inputs.layout is None
+    if from_logits:  # a softmax does not see what its inputs share; without that, float32 keeps their differences
+        weights = mass / mass.sum(1, keepdim=True).clamp(min=MIN_MASS)
+        layout_table, constant = (t - (weights * t).sum(1, keepdim=True) for t in (layout_table, constant))
     field_table, layout_table, constant, e = (
         tiling.tables(t.to(work)) for t in (field_table.mT, layout_table, constant, e))
 
-    from_logits = inputs.layout is None
     d_slope, d_offset = torch.zeros_like(mean), torch.zeros_like(mass)
     parts = zip(inputs.blocks, upstreams, field_table, layout_table, constant, e, tiling.rows(d_slope),
                 tiling.rows(d_offset), tiling.maps(grad_x), tiling.maps(grad_layout), strict=False)
