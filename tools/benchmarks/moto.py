@@ -171,13 +171,15 @@ def copy_bandwidth(device: str) -> float:
 
 
 def try_out(call: Callable, args, compiles: bool) -> tuple[float, str]:
-    """Seconds of a call, of the second where the first compiles; or why there are none."""
+    """Seconds of a call, of the second where the first compiles or is short; or why there are none."""
     try:
-        for _ in range(1 + compiles):
+        for _ in range(2):
             start = time.perf_counter()
             call()
             timing.wait_for(args.device)
             seconds = time.perf_counter() - start
+            if seconds > timing.SHORT and not compiles:
+                break
         return seconds, ''
     except (RuntimeError, MemoryError) as error:
         if 'memory' in str(error) or isinstance(error, MemoryError):

@@ -13,6 +13,8 @@ import torch
 
 from mmtok.machine import processor_name
 
+SHORT = 0.5  # seconds
+
 
 def positive(text: str) -> int:
     """An argument that counts something."""
@@ -52,18 +54,25 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
                      device: str = 'cpu') -> dict[str, np.ndarray]:
     """Milliseconds of each call, (repeats,) per function; rounds go through all functions, after one warm-up.
 
-    A function that is over too soon to be timed by itself is called `calls[name]` times in a round.
+    A function that is over too soon to be timed by itself is called `calls[name]` times in a round. With `calls`, one
+    that is short is called before its clock starts, too: others may have left it cold caches and a heap without pages.
     """
-    times = {name: [] for name in functions}
+    times, short = {name: [] for name in functions}, set()
     for round_number in range(repeats + 1):
         for name, function in functions.items():
             count = calls[name] if calls else 1
+            if name in short:
+                function()
+                wait_for(device)
             start = time.perf_counter()
             for _ in range(count):
                 function()
             wait_for(device)
+            seconds = (time.perf_counter() - start) / count
             if round_number:
-                times[name].append((time.perf_counter() - start) * 1e3 / count)
+                times[name].append(1e3 * seconds)
+            elif calls and seconds < SHORT:
+                short.add(name)
     return {name: np.array(values) for name, values in times.items()}
 
 
