@@ -12,6 +12,7 @@ from torch import Tensor
 from .reference import MIN_MASS
 
 ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
+FEW_PIXELS, FEW_IMAGES = 256, 4  # enough to see whether a shift is worth a pass
 # Of a (2C, pixels) work buffer. CPU: what the second-level caches of two cores hold; else few launches.
 BLOCK_BYTES = {'cpu': 1 << 21}
 BLOCK_BYTES_ELSEWHERE = 1 << 27
@@ -26,16 +27,22 @@ class Tiling:
     Of a large image a block is T chunks of pixels, of small ones T images. Maps (B,*,P) turn into (T,*,p), tables
     (B,*,*) into (T,*,*). Operators share tiles among threads, so that what a thread reads it has written before, in
     its own cache; and sums over few pixels round less.
+
+    An elementwise operator goes by the strides of what it writes: into a large map one channel after the other, so that
+    threads share channels. `by_channels` has blocks for that: of a large image, T=1 tile of all their pixels.
     """
 
-    def __init__(self, shape: tuple[int, int, int], whole: bool, elements: int):
+    def __init__(self, shape: tuple[int, int, int], whole: bool, elements: int, by_channels: bool = False):
         batch, channels, pixels = shape
         room = elements // (2 * channels)  # pixels of a block
         self.chunked = not whole and pixels > max(room, CHUNK)
         if self.chunked:
             self.together = max(1, room // CHUNK)
-            chunks = pixels // CHUNK
-            self.even = chunks * CHUNK
+            self.chunk = CHUNK
+            if by_channels:
+                self.together, self.chunk = 1, self.together * CHUNK
+            chunks = pixels // self.chunk
+            self.even = chunks * self.chunk
             full, rest = divmod(chunks, self.together)
             self.sizes = ([self.together] * full + [rest] * (rest > 0) + [1] * (self.even < pixels)) * batch
         else:
@@ -49,7 +56,7 @@ class Tiling:
             return map.split(self.together)
         parts = []
         for image in map.split(1):
-            parts += image[0, :, :self.even].unflatten(1, (-1, CHUNK)).transpose(0, 1).split(self.together)
+            parts += image[0, :, :self.even].unflatten(1, (-1, self.chunk)).transpose(0, 1).split(self.together)
             if self.even < map.shape[2]:
                 parts.append(image[:, :, self.even:])
         return parts
@@ -60,8 +67,10 @@ class Tiling:
             return table.split(self.together)
         return [row for row in table.split(1) for _ in range(len(self.sizes) // len(table))]
 
-    def tables(self, table: Tensor) -> Sequence[Tensor]:
+    def tables(self, table: Tensor | None) -> Sequence[Tensor] | Iterator[None]:
         """Of each block a row for each of its tiles (T,*,*)."""
+        if table is None:
+            return repeat(None)
         rows = self.rows(table)
         return [row.expand(size, -1, -1) for row, size in zip(rows, self.sizes, strict=True)] if self.chunked else rows
 
@@ -71,7 +80,7 @@ class Block(NamedTuple):
 
     partition: str
     x: Tensor  # (T,C,p)
-    origin: Tensor  # (T,C,1)
+    origin: Tensor | None  # (T,C,1); None is 0
     given: Tensor | None  # (T,n,p), the layout
     mask: Tensor | None  # (T,1,p)
     slope: Tensor | None  # (T,n,C)
@@ -79,9 +88,17 @@ class Block(NamedTuple):
 
     def centre(self, out: Tensor) -> Tensor:
         """x - origin."""
+        if self.origin is None:
+            return out.copy_(self.x)
         if self.x.dtype == out.dtype:
             return torch.sub(self.x, self.origin, out=out)
         return out.copy_(self.x).sub_(self.origin)  # one call would make a wide temporary
+
+    def centred(self, buffers: 'Buffers') -> Tensor:
+        """x - origin, to be read: x itself where it can be."""
+        if self.origin is None and self.x.dtype == buffers.options['dtype']:
+            return self.x
+        return self.centre(buffers('x', self, self.x.shape[1]))
 
     def layout(self, centred: Tensor) -> tuple[Tensor, Tensor | None]:
         """Layout (T,n,p) with padding set to 0, and the softmax behind it where there is one."""
@@ -105,7 +122,8 @@ class Inputs:
     """The inputs of one call, flattened to (B,*,P) views, and how to walk over them.
 
     The layout is either given, or the softmax of a 1x1 convolution of x with filters `weight (n,C)`. All
-    statistics are those of `x - origin`, where `origin (B,C,1)` is a mean over some pixels of each channel.
+    statistics are those of `x - origin`, where `origin (B,C,1)` is a mean over some pixels of each channel, or None for
+    0 where that is as good.
     """
 
     x: Tensor
@@ -135,22 +153,27 @@ class Inputs:
     def use(self, work: torch.dtype) -> None:
         """Have the blocks in another precision."""
         self.work = work
-        self.origin = self.x[:, :, :ORIGIN_PIXELS].mean(2, dtype=work, keepdim=True)
-        if not self.region:  # the moments of X * L are not those of (X - origin) * L
-            self.origin.zero_()
+        sample = self.x[:, :, :ORIGIN_PIXELS]
+        # The moments of X * L are not those of (X - origin) * L
+        as_it_stands = not self.region or (work == torch.float32 and lies_around_zero(sample))
+        self.origin = None if as_it_stands else sample.mean(2, dtype=work, keepdim=True)
         if self.weight is not None:
             slope = (self.tau * self.weight).expand(self.x.shape[0], -1, -1)  # (B,n,C)
-            offset = slope @ self.origin.double()  # (B,n,1)
+            offset = slope.new_zeros((*slope.shape[:2], 1)) if self.origin is None else slope @ self.origin.double()
             if self.bias is not None:
                 offset = offset + self.tau * self.bias[:, None]
             # A softmax does not see what all offsets share; without the largest, float32 keeps their differences
             self.slope, self.offset = slope.to(work), (offset - offset.amax(1, keepdim=True)).to(work)
-        size = BLOCK_BYTES.get(self.x.device.type, BLOCK_BYTES_ELSEWHERE) // work.itemsize
-        self.tiling = tiling = Tiling(self.x.shape, self.whole, size)
-        of_filters = [repeat(None)] * 2 if self.weight is None else map(tiling.tables, (self.slope, self.offset))
-        self.blocks = [Block(self.partition, *parts) for parts in zip(
+        self.tiling, self.blocks = self.cut()
+
+    def cut(self, by_channels: bool = False) -> tuple[Tiling, list[Block]]:
+        """How maps and tables are cut, and the blocks of what forward and backward share."""
+        size = BLOCK_BYTES.get(self.x.device.type, BLOCK_BYTES_ELSEWHERE) // self.work.itemsize
+        tiling = Tiling(self.x.shape, self.whole, size, by_channels)
+        filters = (None, None) if self.weight is None else (self.slope, self.offset)
+        return tiling, [Block(self.partition, *parts) for parts in zip(
             tiling.maps(self.x), tiling.tables(self.origin), tiling.maps(self.layout), tiling.maps(self.mask),
-            *of_filters, strict=False)]
+            *map(tiling.tables, filters), strict=False)]
 
     def population(self, mass: Tensor) -> Tensor | int:
         """What the moments are divided by: the mass (B,n,1), or with 'product' the number of real pixels."""
@@ -159,6 +182,12 @@ class Inputs:
         if self.mask is None:
             return self.x.shape[2]
         return self.mask.double().sum(2, keepdim=True).clamp(min=1)
+
+
+def lies_around_zero(x: Tensor) -> bool:
+    """Whether all channels (B,C,P) have their mean within a deviation from 0, as far as a few pixels tell."""
+    few = x[::max(1, x.shape[0] // FEW_IMAGES), :, :FEW_PIXELS].float()
+    return bool((2 * few.mean(2).square() <= few.square().mean(2)).all())
 
 
 class Buffers:

@@ -47,16 +47,12 @@ def region_statistics(inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Ten
     moments = x.new_zeros((batch, n, 2 * channels), dtype=torch.float64)
     buffers = Buffers(inputs)
     for block, masses, sums in zip(inputs.blocks, inputs.tiling.rows(mass), inputs.tiling.rows(moments), strict=True):
-        terms = buffers('terms', block, 2 * channels)  # rows: X, X^2
-        centred = block.centre(terms[:, :channels])
-        torch.mul(centred, centred, out=terms[:, channels:])
+        centred = block.centred(buffers)
+        square = torch.mul(centred, centred, out=buffers('square', block, channels))
         share, _ = block.layout(centred)
         add(masses, share.sum(2, keepdim=True))
-        if inputs.region:
-            add(sums, torch.bmm(share, terms.mT))
-        else:
-            add(sums[..., :channels], torch.bmm(share, centred.mT))
-            add(sums[..., channels:], torch.bmm(share * share, terms[:, channels:].mT))
+        add(sums[..., :channels], torch.bmm(share, centred.mT))
+        add(sums[..., channels:], torch.bmm(share if inputs.region else share * share, square.mT))
     total = inputs.population(mass)
     mean, square = (moments / total).chunk(2, 2)
     variance = square - mean * mean
@@ -75,7 +71,9 @@ def float32_suffices(inputs: Inputs, mass: Tensor, square: Tensor, variance: Ten
         spread = of_channel.sqrt()[:, None]
         logits = (inputs.slope.double().abs() * spread).sum(2, keepdim=True)
         # The gradient of a filter is a sum over X, not over X - origin
-        fits = fits & (logits <= FLOAT32_LOGITS) & (inputs.origin.mT.abs() <= FLOAT32_ORIGIN * spread)
+        fits = fits & (logits <= FLOAT32_LOGITS)
+        if inputs.origin is not None:
+            fits = fits & (inputs.origin.mT.abs() <= FLOAT32_ORIGIN * spread)
     return bool(fits.all())
 
 
@@ -96,19 +94,35 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
     if inputs.region:
         # What counts as flat adds its alpha: there X * A - mu * A would be a difference of numbers of size X / eps.
         scale = torch.where(deviation > 0, scale, 0.0)
-    table = torch.cat([scale, alpha.double() - mean * scale], 2).transpose(1, 2).to(inputs.work)  # (B,2C,n)
-    channels = out.shape[1]
+    groups, tiling, blocks = 1, inputs.tiling, inputs.blocks
+    if tiling.chunked and inputs.layout is not None and out.device.type == 'cpu' and out.stride(2) == 1:
+        groups = groups_of(out.shape[1])
+        tiling, blocks = inputs.cut(by_channels=True)
+
+    def grouped(t):  # (T,k,p) -> (T,k,p), or (1,k,p) -> (groups,k/groups,p): a view
+        return t.unflatten(1, (groups, -1)).flatten(0, 1)
+
+    tables = [t.mT.unflatten(1, (groups, -1)) for t in (scale, alpha.double() - mean * scale)]  # (B,groups,C/groups,n)
+    table = torch.cat(tables, 2).flatten(1, 2).to(inputs.work)  # (B,2C,n)
     buffers = Buffers(inputs)
-    for block, rows, place in zip(inputs.blocks, inputs.tiling.tables(table), inputs.tiling.maps(out), strict=True):
+    for block, rows, place in zip(blocks, tiling.tables(table), tiling.maps(out), strict=True):
         if not inputs.whole:
-            centred = block.centre(buffers('x', block, channels))
+            centred = block.centred(buffers)
             share, _ = block.layout(centred)
-        field = torch.bmm(rows, share, out=buffers('field', block, 2 * channels))
+        field = torch.bmm(grouped(rows), share if groups == 1 else share.expand(groups, -1, -1),
+                          out=grouped(buffers('field', block, 2 * out.shape[1])))
+        scales, shifts = field.chunk(2, 1)
         direct = place.dtype == inputs.work
-        result = torch.addcmul(field[:, channels:], field[:, :channels], centred, out=place if direct else centred)
+        torch.addcmul(shifts, scales, grouped(centred), out=grouped(place if direct else centred))
         if not direct:
-            place.copy_(result)
+            place.copy_(centred)
     return stats
+
+
+def groups_of(channels: int) -> int:
+    """Into how many groups of channels a product is best cut where threads share channels."""
+    enough = min(channels, 2 * torch.get_num_threads())
+    return next(g for g in range(enough, channels + 1) if channels % g == 0)
 
 
 def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, grad_x: Tensor | None,
@@ -194,7 +208,9 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         to_x.copy_(result)
     if not from_logits:
         return grad_beta, grad_alpha, None, None
-    grad_weight = inputs.tau * (d_slope + d_offset @ inputs.origin.double().mT).sum(0)
+    if inputs.origin is not None:
+        d_slope += d_offset @ inputs.origin.double().mT
+    grad_weight = inputs.tau * d_slope.sum(0)
     return grad_beta, grad_alpha, grad_weight, inputs.tau * d_offset.sum((0, 2))
 
 
