@@ -39,6 +39,8 @@ def check_choice(name: str, value, choices) -> None:
 def check_options(name: str, options: dict, target: Callable, hint: str = '') -> None:
     """Refuse keys that are no argument of `target`, naming those that are, and what may be the cause."""
     known = [key for key in inspect.signature(target).parameters if key != 'self']
+    if not isinstance(options, dict):
+        raise ConfigError(f'{name}={options!r} must be a dict of options: {", ".join(known)}')
     unknown = [key for key in options if key not in known and key != 'type']
     if unknown:
         raise ConfigError(f'{name} has no option {", ".join(unknown)}; it takes {", ".join(known)}{hint}')

@@ -4,9 +4,11 @@ import copy
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 import torch
@@ -160,7 +162,11 @@ def test_a_part_of_the_images_is_listed(train_classifier, tmp_path):
 WRONG = {
     'more classes than outputs': (['model.num_classes=3'], 'model.num_classes=3, but the data have 4 classes'),
     'no data': (['train_dataloader.dataset.data_root=nowhere'], "the data root 'nowhere' .* is not there"),
-    'odd batch to mix': (['train_dataloader.batch_size=7'], 'Mixup pairs the images of a batch'),
+    'odd batch to mix': (['train_dataloader.batch_size=7'], 'train_dataloader.batch_size=7 is odd: make it even'),
+    'no options to mix': (['model.data_preprocessor.mixup=1'], 'data_preprocessor.mixup=1 must be a dict of options'),
+    'no augmentation': (['train_dataloader.dataset.transform.auto_augment=randm9'],
+                        "timm can make no transform of .*'randm9'.*; auto_augment, for one, is such as 'rand-m9"),
+    'no option': (['seed'], ''),
     'amp without a GPU': (['optim_wrapper.type=AmpOptimWrapper'], 'needs a GPU, and none is visible'),
     'fewer images than a batch': (['train_dataloader.batch_size=50'], '48 training images are not one batch'),
     'training images to validate on': (
@@ -194,8 +200,39 @@ def test_what_is_wrong_is_said_before_the_first_iteration(case, train_classifier
     options = [option.replace('DATA', str(class_folder)) for option in options]
     (class_folder / 'x.tar.xz').touch()
     output = train_classifier(tmp_path / 'work', *options, fails=True)
-    assert re.search(f'^mmtok: .*{sentence}', output, re.M) and 'Traceback' not in output
+    said = f'^mmtok: .*{sentence}' if sentence else 'error: --cfg-options seed: write KEY=VALUE'
+    assert re.search(said, output, re.M) and 'Traceback' not in output
     assert 'Epoch(train)' not in output
+
+
+def test_a_training_in_the_folder_of_an_earlier_one(trained, train_classifier, tmp_path):
+    """Says so, and keeps its results; one that cannot begin changes nothing."""
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    before = {path.name: path.read_bytes() for path in work_dir.iterdir() if path.is_file()}
+    train_classifier(work_dir, 'train_dataloader.dataset.data_root=nowhere', fails=True)
+    train_classifier(work_dir, 'train_dataloader.batch_size=50', fails=True)
+    assert before == {path.name: path.read_bytes() for path in work_dir.iterdir() if path.is_file()}
+    output = train_classifier(work_dir, 'train_cfg.max_epochs=1')
+    assert f'{work_dir} holds checkpoints of an earlier training' in output
+    assert re.search(r'results\.json is of an earlier training: it is (\S+) from now on', output)
+    kept, = work_dir.glob('results_*.json')
+    assert kept.read_bytes() == before['results.json'] and results(work_dir)['epochs'] == 1
+    assert output.rstrip().endswith(f'Results: {work_dir}/results.json')
+
+
+def test_an_interrupted_training_says_how_to_go_on(class_folder, tmp_path):
+    """Ctrl-C, once the first checkpoint is there."""
+    work_dir = tmp_path / 'work'
+    with subprocess.Popen(
+            [sys.executable, str(TRAIN), str(CONFIG), '--work-dir', str(work_dir), '--epochs', '500'], cwd=tmp_path,
+            text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={**os.environ, 'CIFAR10_ROOT': str(class_folder), 'OMP_NUM_THREADS': '1'}) as process:
+        while not (work_dir / 'last_checkpoint').is_file() and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and 'Traceback' not in said
+    assert re.search(rf'^mmtok: interrupted; --resume goes on after {work_dir}/epoch_\d+\.pth$', said, re.M)
 
 
 def test_other_classes_in_validation(train_classifier, class_folder, tmp_path):

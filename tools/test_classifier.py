@@ -7,11 +7,11 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
 from mmtok.checkpoint.reading import read_checkpoint
 from mmtok.classification.checks import CheckedCheckpoint
+from mmtok.engine.options import DictAction
 from mmtok.errors import ConfigError, StorageError
 from train_classifier import load_config
 

@@ -9,12 +9,14 @@ import argparse
 import difflib
 import inspect
 import os
+import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
+from mmtok.engine.options import DictAction
 from mmtok.engine.settings import subtrees
 from mmtok.errors import ConfigError, check_positive_int
 
@@ -62,6 +64,8 @@ def load_config(args: argparse.Namespace) -> Config:
             if value != epochs.get(key, value):
                 raise ConfigError(f'--epochs {args.epochs} and --cfg-options {key}={value} contradict each other: give '
                                   'one of them')
+        if 'epochs' in cfg:  # a variable that the file has put in both places
+            epochs['epochs'] = args.epochs
         cfg.merge_from_dict(epochs)
     if args.work_dir is not None or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or os.path.join('work_dirs', Path(args.config).stem)
@@ -102,7 +106,12 @@ def main() -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
-    RUNNERS.build(cfg).train()
+    runner = RUNNERS.build(cfg)
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        last = find_latest_checkpoint(runner.work_dir)
+        sys.exit('mmtok: interrupted; ' + (f'--resume goes on after {last}' if last else 'there is no checkpoint yet'))
 
 
 if __name__ == '__main__':

@@ -31,7 +31,22 @@ def check_same_classes(data, val_loop) -> None:
         raise ConfigError(f'{data.root} has no folders {data.split!r} and {other.split!r}, so that training and '
                           'validation would read the same images: data_root is the folder that holds those of the '
                           'splits; to validate on the training images, give both the same split')
-    compare_classes(getattr(data, 'metainfo', None), 'training', getattr(other, 'metainfo', None), 'validation')
+    roots = [getattr(one, 'root', None) for one in (data, other)]
+    where = ' (training in {}, validation in {})'.format(*roots) if all(roots) else ''
+    compare_classes(getattr(data, 'metainfo', None), 'training', getattr(other, 'metainfo', None), 'validation', where)
+
+
+def check_mixed_batch(cfg) -> None:
+    """Mixup and CutMix get batches of even length.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    batch = (cfg.get('train_dataloader') or {}).get('batch_size')
+    mixup = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('mixup')
+    if mixup is not None and isinstance(batch, int) and batch % 2:
+        raise ConfigError(f'model.data_preprocessor.mixup pairs the images of a batch, but train_dataloader.batch_size='
+                          f'{batch} is odd: make it even, or set mixup to None')
 
 
 class CheckedCheckpoint(Hook):

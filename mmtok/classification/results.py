@@ -5,6 +5,7 @@ import json
 import platform
 import statistics
 import time
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ..engine.settings import training_settings
 from ..errors import ConfigError
 from ..machine import processor_name
 from ..registry import HOOKS
-from .checks import check_same_classes
+from .checks import check_mixed_batch, check_same_classes
 from .fingerprint import fingerprint
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
@@ -49,6 +50,7 @@ class ResultsHook(Hook):
                 raise ConfigError('mmtok.ResultsHook counts epochs, but train_cfg counts iterations: set '
                                   "train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=...), or "
                                   'default_hooks.results=None')
+            check_mixed_batch(runner.cfg)
             check_same_classes(runner.train_loop.dataloader.dataset, runner.val_loop)
             runner.logger.info(f'Training images: {describe_data(runner.train_loop)}.')
             if runner.val_loop is not None:
@@ -69,6 +71,11 @@ class ResultsHook(Hook):
                               f'{length}: go on with the same images, batch size and number of processes')
 
     def before_train(self, runner: Runner) -> None:
+        path = Path(runner.work_dir) / RESULTS
+        if is_main_process() and not runner._resume and path.is_file():
+            kept = path.with_name(f'{path.stem}_{datetime.fromtimestamp(path.stat().st_mtime):%Y%m%d_%H%M%S}.json')
+            path.rename(kept)
+            runner.logger.warning(f'{path} is of an earlier training: it is {kept.name} from now on.')
         data = runner.train_loop.dataloader.dataset
         if is_main_process() and getattr(data, 'indices', None) is not None:
             names = '\n'.join(data.filename(i) for i in range(len(data)))
@@ -76,7 +83,7 @@ class ResultsHook(Hook):
         self.curve = [line for line in self.curve if line['epoch'] <= runner.epoch]
         check_schedule(runner)
         if runner._resume and runner.val_loop is not None and self.lacks_validation(runner):
-            runner.logger.info(f'{RESULTS} lacks the validation of epoch {runner.epoch}: it is made up for now.')
+            runner.logger.info(f'{RESULTS} lacks the validation of epoch {runner.epoch}: its images are tested now.')
             runner.val_loop.run()
 
     def lacks_validation(self, runner: Runner) -> bool:
@@ -102,6 +109,11 @@ class ResultsHook(Hook):
         self.curve.append(dict(epoch=runner.epoch, **{name: round(value, 4) for name, value in metrics.items()}))
         text = json.dumps(self.collect(runner), indent=2)
         write_whole(str(Path(runner.work_dir) / RESULTS), f'{text}\n'.encode())
+
+    def after_train(self, runner: Runner) -> None:
+        path = Path(runner.work_dir) / RESULTS
+        if path.is_file():
+            runner.logger.info(f'Results: {path}')
 
     def collect(self, runner: Runner) -> dict:
         """What the file holds."""

@@ -183,7 +183,8 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
         if isinstance(known, int) and count and (known != count if exact else known < count):
             raise ConfigError(f'{path}.num_classes={known}, but the data have {count} classes: make them equal')
         if path == 'model' and isinstance(known, int) and 0 < count < known:
-            print_log(f'model.num_classes={known}, but the data have {count} classes: the others are never right',
+            print_log(f'model.num_classes={known}, but the data have {count} classes: the others are never right; '
+                      f'model.num_classes={count} leaves them out',
                       logger='current', level=logging.WARNING)
 
 
@@ -192,19 +193,19 @@ def classes_of(metainfo) -> list[str]:
     return list(metainfo.get('classes') or ()) if isinstance(metainfo, dict) else []
 
 
-def compare_classes(ours, name: str, theirs, other: str) -> None:
-    """Two data sets, told by their `metainfo`, number their classes alike.
+def compare_classes(ours, name: str, theirs, other: str, where: str = '') -> None:
+    """Two data sets, told by their `metainfo`, number their classes alike; `where` says where they are.
 
     Raises:
         ConfigError: Both are known and differ; names classes that only one of them has.
     """
     ours, theirs = classes_of(ours), classes_of(theirs)
     if ours and theirs and ours != theirs:
-        alone = [f'only {where} has {", ".join(map(repr, sorted(names)[:5]))}' for where, names in (
+        alone = [f'only {one} has {", ".join(map(repr, sorted(names)[:5]))}' for one, names in (
             (name, set(ours) - set(theirs)), (other, set(theirs) - set(ours))) if names]
         raise ConfigError(f'{name} has {len(ours)} classes and {other} {len(theirs)}; {", ".join(alone)}: have the '
-                          'same classes in both'
-                          if alone else f'{name} and {other} number their classes in another order')
+                          f'same classes in both{where}'
+                          if alone else f'{name} and {other} number their classes in another order{where}')
 
 
 def describe_misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

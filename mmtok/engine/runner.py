@@ -138,15 +138,35 @@ class Runner(ExplainedRunner):
             return
         super().scale_lr(optim_wrapper, auto_scale_lr)
         counts = getattr(optim_wrapper, '_accumulative_counts', 1)
+        wanted = (auto_scale_lr or {}).get('base_batch_size')
+        loader = self._train_dataloader
+        step = counts * self.world_size * ((loader.get('batch_size') if isinstance(loader, dict) else None) or 0)
+        if wanted and step not in (0, wanted) and not auto_scale_lr.get('enable'):
+            self.logger.warning(f'The learning rate is that of steps of {wanted} images, and a step has {step} here: '
+                                '--auto-scale-lr fits it.')
         if auto_scale_lr and auto_scale_lr.get('enable') and counts > 1:
             self.logger.info(f'A step takes {counts} batches (accumulative_counts): the LR is scaled by {counts} too.')
             for group in optim_wrapper.optimizer.param_groups:
                 group['lr'] *= counts
 
+    def build_visualizer(self, visualizer=None):
+        """mmengine's, with a sentence where a backend needs a package that is not there."""
+        try:
+            return super().build_visualizer(visualizer)
+        except ImportError as error:
+            text = ' '.join(str(error).split())
+            raise ConfigError(f'a backend of visualizer.vis_backends cannot be used ({text}): install what it needs, '
+                              'or leave it out') from error
+
     def dump_config(self) -> None:
-        """mmengine's; to resume, `prepare_resume` does it, once it is known that the training can go on with this."""
-        if not self._resume:
+        """mmengine's, but a run that may still fail to begin leaves the config of an earlier one as it is."""
+        if not os.path.isfile(os.path.join(self.work_dir, os.path.basename(self.cfg.filename or ''))):
             super().dump_config()
+
+    def load_or_resume(self) -> None:
+        """mmengine's, once data and model are known to be sound; before it, the config is written."""
+        super().dump_config()
+        super().load_or_resume()
 
     def train(self):
         """mmengine's, after the checks."""
@@ -159,6 +179,9 @@ class Runner(ExplainedRunner):
             raise ConfigError(NOT_COLLECTED)
         if self._resume:
             self.prepare_resume()
+        elif os.path.isfile(os.path.join(self.work_dir, 'last_checkpoint')):
+            self.logger.warning(f'{self.work_dir} holds checkpoints of an earlier training, and this one writes '
+                                'its own over them: --resume goes on with it instead, --work-dir names another folder.')
         with explained_full_disk(self.work_dir), explained_anchors():
             return super().train()
 
@@ -186,7 +209,6 @@ class Runner(ExplainedRunner):
                                         f'randomness.seed={asked} has no effect.')
                 self._randomness_cfg.update(seed=seed)
                 self.set_randomness(**self._randomness_cfg)
-        super().dump_config()
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         """mmengine's, with a sentence about an optimizer that does not fit."""
