@@ -1,6 +1,7 @@
 """Training a classifier by its tool, on a drawn image folder."""
 
 import copy
+import importlib.util
 import os
 import re
 import shutil
@@ -132,7 +133,9 @@ def test_what_a_config_may_mean(train_classifier, tmp_path):
     assert output.endswith("mmtok: --cfg-options vis_backends.0.type: 'vis_backends' is a variable of the config file, "
                            'which has been put in place; change the settings themselves: visualizer.vis_backends\n')
     output = train_classifier(tmp_path / 'work', 'model.num_classes=9', 'train_cfg.max_epochs=1')
-    assert 'model.num_classes=9, but the data have 4 classes: the others are never right' in output
+    assert ('model.num_classes=9, but the data have 4 classes: the others are never right; model.num_classes=4 leaves '
+            'them out') in output
+    assert 'The learning rate is that of steps of 64 images, and a step has 8 here: --auto-scale-lr fits it.' in output
     assert re.search(r'Training images: 48 of 4 classes in \S+/data/train, 6 batches of 8 for each process', output)
     assert re.search(r'Validation images: 12 of 4 classes in \S+/data/val, 3 batches of 5 for each process', output)
     assert 'warms up to the end of the training (param_scheduler.warmup=1, train_cfg.max_epochs=1) and' in output
@@ -205,6 +208,13 @@ def test_what_is_wrong_is_said_before_the_first_iteration(case, train_classifier
     assert 'Epoch(train)' not in output
 
 
+@pytest.mark.skipif(importlib.util.find_spec('tensorboard') is not None, reason='where TensorBoard is not installed')
+def test_a_backend_without_its_package(train_classifier, tmp_path):
+    output = train_classifier(tmp_path / 'work', 'visualizer.vis_backends.0.type=TensorboardVisBackend', fails=True)
+    assert re.search('^mmtok: a backend of visualizer.vis_backends cannot be used .*: install what', output, re.M)
+    assert 'Traceback' not in output
+
+
 def test_a_training_in_the_folder_of_an_earlier_one(trained, train_classifier, tmp_path):
     """Says so, and keeps its results; one that cannot begin changes nothing."""
     work_dir = shutil.copytree(trained, tmp_path / 'work')
@@ -240,4 +250,4 @@ def test_other_classes_in_validation(train_classifier, class_folder, tmp_path):
     (root / 'val' / 'dots').rename(root / 'val' / 'points')
     output = train_classifier(tmp_path / 'work', root=root, fails=True)
     assert ("mmtok: training has 4 classes and validation 4; only training has 'dots', only validation has 'points': "
-            'have the same') in output
+            f'have the same classes in both (training in {root}/train, validation in {root}/val)') in output

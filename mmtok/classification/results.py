@@ -36,7 +36,7 @@ class ResultsHook(Hook):
     The file holds the config's name and hash, the `fingerprint` of the training images as `data`, the seed, versions,
     the machine, images per second (median over the iterations, all processes), the metrics of the last validation, and
     `curve`, those of all validations. Resuming goes on with the curve, and makes up for a validation that was cut
-    short.
+    short. Another training in the same work directory keeps the file of the earlier one under the time of its end.
     """
 
     priority = 'LOWEST'  # after the metrics are logged, and after CheckpointHook, which saves the best of a validation

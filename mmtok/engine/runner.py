@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
@@ -151,12 +151,15 @@ class Runner(ExplainedRunner):
 
     def build_visualizer(self, visualizer=None):
         """mmengine's, with a sentence where a backend needs a package that is not there."""
+        built = super().build_visualizer(visualizer)
         try:
-            return super().build_visualizer(visualizer)
+            for backend in built._vis_backends.values() if is_main_process() else ():
+                backend.experiment  # noqa: B018  made at the first use, which mmengine's next step is
         except ImportError as error:
             text = ' '.join(str(error).split())
             raise ConfigError(f'a backend of visualizer.vis_backends cannot be used ({text}): install what it needs, '
                               'or leave it out') from error
+        return built
 
     def dump_config(self) -> None:
         """mmengine's, but a run that may still fail to begin leaves the config of an earlier one as it is."""

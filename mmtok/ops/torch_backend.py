@@ -5,10 +5,11 @@ With `A = beta / (sigma + eps)` and `B = alpha - mu * A` (both (n,C)) the sum ov
     Y = X * (A^T L) + B^T L,
 
 so nothing of size (B,n,C,H,W) exists. With statistics of regions each block is shifted by a channel mean before it is
-squared or summed; the sums of blocks are added in float64. Inside blocks a CPU works in float32, twice as fast, as long
-as no region lies more than a few of its deviations from the channel mean; `float32_suffices` looks afterwards, and
-where it does not, as with hard regions whose means lie thousands of deviations apart, everything is done again in
-float64. Elsewhere, where looking would stop the device, it is float64 from the start.
+squared or summed, unless the map lies around zero; the sums of blocks are added in float64. Inside blocks a CPU works
+in float32, twice as fast, as long as no region lies more than a few of its deviations from the channel mean;
+`float32_suffices` looks afterwards, and where it does not, as with hard regions whose means lie thousands of
+deviations apart, everything is done again in float64. Elsewhere, where looking would stop the device, it is float64
+from the start.
 
 Forward reads X twice (once more where it starts again) and writes Y; backward reads X and dY twice and writes dX.
 Layouts from 1x1 logits are recomputed per block and never stored.
