@@ -1,7 +1,7 @@
 """Training a classifier by its tool, on a drawn image folder."""
 
+import contextlib
 import copy
-import importlib.util
 import os
 import re
 import shutil
@@ -9,16 +9,23 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
+import threading
 
 import pytest
 import torch
 from mmengine.config import Config
+from torch.utils.data import DataLoader
 
-from classifiers import CONFIG, TRAIN, results, weights
+from classifiers import CONFIG, TRAIN, files, results, weights
 from conftest import ROOT, logged_steps
+from mmtok.classification.preprocessor import ImagePreprocessor
 from mmtok.classification.results import config_hash
+from mmtok.engine.preflight import check_mixed_batches
+from mmtok.errors import ConfigError
 from mmtok.machine import processor_name
+
+sys.path.insert(0, str(ROOT / 'tools'))
+from train_classifier import load_config, parse_args
 
 
 def test_results_say_what_was_trained(trained):
@@ -135,7 +142,7 @@ def test_what_a_config_may_mean(train_classifier, tmp_path):
     output = train_classifier(tmp_path / 'work', 'model.num_classes=9', 'train_cfg.max_epochs=1')
     assert ('model.num_classes=9, but the data have 4 classes: the others are never right; model.num_classes=4 leaves '
             'them out') in output
-    assert 'The learning rate is that of steps of 64 images, and a step has 8 here: --auto-scale-lr fits it.' in output
+    assert 'The learning rate of the recipe is for steps of 64 images, and a step has 8 here: --auto' in output
     assert re.search(r'Training images: 48 of 4 classes in \S+/data/train, 6 batches of 8 for each process', output)
     assert re.search(r'Validation images: 12 of 4 classes in \S+/data/val, 3 batches of 5 for each process', output)
     assert 'warms up to the end of the training (param_scheduler.warmup=1, train_cfg.max_epochs=1) and' in output
@@ -165,11 +172,12 @@ def test_a_part_of_the_images_is_listed(train_classifier, tmp_path):
 WRONG = {
     'more classes than outputs': (['model.num_classes=3'], 'model.num_classes=3, but the data have 4 classes'),
     'no data': (['train_dataloader.dataset.data_root=nowhere'], "the data root 'nowhere' .* is not there"),
-    'odd batch to mix': (['train_dataloader.batch_size=7'], 'train_dataloader.batch_size=7 is odd: make it even'),
+    'odd batch to mix': (['train_dataloader.batch_size=7', 'default_hooks.results=None'], '=7 is odd: make it even'),
     'no options to mix': (['model.data_preprocessor.mixup=1'], 'data_preprocessor.mixup=1 must be a dict of options'),
     'no augmentation': (['train_dataloader.dataset.transform.auto_augment=randm9'],
-                        "timm can make no transform of .*'randm9'.*; auto_augment, for one, is such as 'rand-m9"),
-    'no option': (['seed'], ''),
+                        "timm can make no transform of .*'randm9'.*; auto_augment is such as 'rand-m9"),
+    'no interpolation': (['train_dataloader.dataset.transform.interpolation=bogus'],
+                         r"timm can make no transform of .*\(KeyError: 'bogus'\)$"),
     'amp without a GPU': (['optim_wrapper.type=AmpOptimWrapper'], 'needs a GPU, and none is visible'),
     'fewer images than a batch': (['train_dataloader.batch_size=50'], '48 training images are not one batch'),
     'training images to validate on': (
@@ -203,46 +211,95 @@ def test_what_is_wrong_is_said_before_the_first_iteration(case, train_classifier
     options = [option.replace('DATA', str(class_folder)) for option in options]
     (class_folder / 'x.tar.xz').touch()
     output = train_classifier(tmp_path / 'work', *options, fails=True)
-    said = f'^mmtok: .*{sentence}' if sentence else 'error: --cfg-options seed: write KEY=VALUE'
-    assert re.search(said, output, re.M) and 'Traceback' not in output
+    assert re.search(f'^mmtok: .*{sentence}', output, re.M) and 'Traceback' not in output
     assert 'Epoch(train)' not in output
 
 
-@pytest.mark.skipif(importlib.util.find_spec('tensorboard') is not None, reason='where TensorBoard is not installed')
-def test_a_backend_without_its_package(train_classifier, tmp_path):
+@pytest.mark.parametrize('images, batch, drop, wrong', [
+    (9, 4, False, 'last batch of an epoch has 1'), (9, 4, True, None), (10, 4, False, None), (9, 3, True, 'is odd')])
+def test_batches_that_are_mixed_are_even(images, batch, drop, wrong):
+    loader = DataLoader(range(images), batch_size=batch, drop_last=drop)
+    check_mixed_batches(loader, torch.nn.Identity())
+    with pytest.raises(ConfigError, match=wrong) if wrong else contextlib.nullcontext():
+        check_mixed_batches(loader, ImagePreprocessor(mixup=dict(mixup_alpha=0.2)))
+
+
+def test_an_option_without_a_value(capsys):
+    with pytest.raises(SystemExit):
+        parse_args([str(CONFIG), '--cfg-options', 'seed'])
+    assert 'error: --cfg-options seed: write KEY=VALUE, such as train_dataloader.' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('options, epochs', [([], 4), (['--epochs', '2'], 2)])
+def test_the_hash_is_that_of_the_training_however_it_was_asked_for(options, epochs):
+    said = load_config(parse_args([str(CONFIG), *options]))
+    assert said.epochs == said.train_cfg.max_epochs == said.param_scheduler.epochs == epochs
+    keys = [f'{key}={epochs}' for key in ('train_cfg.max_epochs', 'param_scheduler.epochs')]
+    assert config_hash(said) == config_hash(load_config(parse_args([str(CONFIG), '--cfg-options', *keys])))
+
+
+def test_a_backend_without_its_package(train_classifier, tmp_path, monkeypatch):
+    for module in ('tensorboard', 'tensorboardX'):
+        (tmp_path / f'{module}.py').write_text("raise ImportError('none here')")
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
     output = train_classifier(tmp_path / 'work', 'visualizer.vis_backends.0.type=TensorboardVisBackend', fails=True)
     assert re.search('^mmtok: a backend of visualizer.vis_backends cannot be used .*: install what', output, re.M)
     assert 'Traceback' not in output
 
 
 def test_a_training_in_the_folder_of_an_earlier_one(trained, train_classifier, tmp_path):
-    """Says so, and keeps its results; one that cannot begin changes nothing."""
+    """Says so, and keeps its results and list of images; one that cannot begin changes nothing."""
     work_dir = shutil.copytree(trained, tmp_path / 'work')
-    before = {path.name: path.read_bytes() for path in work_dir.iterdir() if path.is_file()}
-    train_classifier(work_dir, 'train_dataloader.dataset.data_root=nowhere', fails=True)
-    train_classifier(work_dir, 'train_dataloader.batch_size=50', fails=True)
-    assert before == {path.name: path.read_bytes() for path in work_dir.iterdir() if path.is_file()}
+    (work_dir / 'train_images.txt').write_text('of the earlier training')
+    before = files(work_dir)
+    for option in ('train_dataloader.dataset.data_root=nowhere', 'train_dataloader.batch_size=50',
+                   f'load_from={tmp_path}/gone.pth'):
+        train_classifier(work_dir, option, fails=True)
+        assert files(work_dir) == before
     output = train_classifier(work_dir, 'train_cfg.max_epochs=1')
     assert f'{work_dir} holds checkpoints of an earlier training' in output
     assert re.search(r'results\.json is of an earlier training: it is (\S+) from now on', output)
     kept, = work_dir.glob('results_*.json')
+    images, = work_dir.glob('train_images*.txt')
     assert kept.read_bytes() == before['results.json'] and results(work_dir)['epochs'] == 1
+    assert images.read_bytes() == before['train_images.txt']
+    assert images.stem == kept.stem.replace('results', 'train_images')
     assert output.rstrip().endswith(f'Results: {work_dir}/results.json')
 
 
-def test_an_interrupted_training_says_how_to_go_on(class_folder, tmp_path):
-    """Ctrl-C, once the first checkpoint is there."""
-    work_dir = tmp_path / 'work'
+def interrupt(class_folder, work_dir, said: str, *options: str) -> str:
+    """Ctrl-C, as a terminal sends it, once a line of the log begins so; returns what stands in the log after it."""
     with subprocess.Popen(
-            [sys.executable, str(TRAIN), str(CONFIG), '--work-dir', str(work_dir), '--epochs', '500'], cwd=tmp_path,
-            text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            [sys.executable, str(TRAIN), str(CONFIG), '--work-dir', str(work_dir), '--epochs', '500', *options],
+            text=True, cwd=work_dir.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, 'CIFAR10_ROOT': str(class_folder), 'OMP_NUM_THREADS': '1'}) as process:
-        while not (work_dir / 'last_checkpoint').is_file() and process.poll() is None:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=120)[1]
-    assert process.returncode == 1 and 'Traceback' not in said
-    assert re.search(rf'^mmtok: interrupted; --resume goes on after {work_dir}/epoch_\d+\.pth$', said, re.M)
+        limit = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
+        limit.start()
+        try:
+            for line in process.stdout:
+                if said in line:
+                    break
+            os.killpg(process.pid, signal.SIGINT)
+            rest = process.stdout.read()
+        finally:
+            limit.cancel()
+    assert process.returncode == -signal.SIGINT and 'Traceback' not in rest
+    return rest
+
+
+def test_an_interrupted_training_says_how_to_go_on(class_folder, tmp_path):
+    rest = interrupt(class_folder, tmp_path / 'work', 'Epoch(val)')
+    assert re.search(rf'^mmtok: interrupted; --resume goes on after {tmp_path}/work/epoch_\d+\.pth$', rest, re.M)
+
+
+def test_a_training_that_is_interrupted_before_its_first_checkpoint(trained, train_classifier, class_folder, tmp_path):
+    """In the folder of an earlier one, which goes on as if nothing had happened."""
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    rest = interrupt(class_folder, work_dir, 'Epoch(train)', '--cfg-options', 'train_dataloader.batch_size=2')
+    assert 'mmtok: interrupted; it has no checkpoint yet\n' in rest
+    assert not list(work_dir.glob('results_*')) and results(work_dir) == results(trained)
+    train_classifier(work_dir, 'train_cfg.max_epochs=5', 'param_scheduler.epochs=5', resume=True)
+    assert results(work_dir)['curve'][:4] == results(trained)['curve']
 
 
 def test_other_classes_in_validation(train_classifier, class_folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmtok.ops import dispatch, moto, moto_from_logits, torch_backend, triton_backend
+from mmtok.ops import dispatch, moto, moto_from_logits, triton_backend
 from mmtok.ops.reference import layout_reference, moto_reference
 
 # (B, C, H, W, n), labelled by what is odd about it
@@ -179,60 +179,6 @@ def test_hard_regions_far_apart(backend):
     expected = value_and_grads(moto_reference, inputs, upstream, torch.float64)
     actual = value_and_grads(lambda *a: moto(*a, backend=backend), inputs, upstream, torch.float32, device)
     assert_close(actual, expected, 2e-5, ('y', 'dx', 'dlayout', 'dbeta', 'dalpha'))
-
-
-@pytest.mark.parametrize('case, suffices', [
-    ('usual', [True]), ('logits', [True]), ('product', [True]), ('far apart', [False]), ('constant', [False]),
-    ('far from 0', [False]), ('large', [False]), ('sharp', [False]), ('float64', []), ('argmax', []), ('no eps', [])])
-def test_precision_of_blocks(case, suffices, monkeypatch):
-    """Float32 where it is as good; what it cannot do is seen, and done again in float64."""
-    found, used = [], []
-    look, fill = torch_backend.float32_suffices, torch_backend.Inputs.__post_init__
-    monkeypatch.setattr(torch_backend, 'float32_suffices', lambda *a: found.append(look(*a)) or found[-1])
-    monkeypatch.setattr(torch_backend.Inputs, '__post_init__', lambda inputs: used.append(inputs) or fill(inputs))
-    x, layout, beta, alpha = (t.float() for t in draw(SHAPES['several pixel blocks'], 'soft', False)[:4])
-    weight = torch.randn(beta.shape, generator=torch.Generator().manual_seed(0))
-    if case == 'far apart':
-        layout = torch.zeros_like(layout).scatter_(1, layout.argmax(1, keepdim=True), 1.0)
-        x = x + 10 * layout.argmax(1, keepdim=True)
-    elif case == 'constant':
-        x[:, 0] = 3.0
-    elif case == 'far from 0':
-        x = x + 1e3
-    x = x * {'large': 1e15, 'sharp': 1e3}.get(case, 1)
-    if case == 'float64':
-        x = x.double()
-    if case in ('logits', 'far from 0', 'sharp', 'argmax'):
-        moto_from_logits(x, weight, None, beta, alpha, partition='hard' if case == 'argmax' else 'soft')
-    else:
-        moto(x, layout, beta, alpha, eps=0.0 if case == 'no eps' else 1e-5,
-             statistics='product' if case == 'product' else 'region')
-    assert found == suffices
-    assert [inputs.work for inputs in used] == [torch.float32 if suffices == [True] else torch.float64]
-
-
-@pytest.mark.parametrize('scale, offset', [(1, 0), (1, 3), (1, 20), (1, 60), (0.1, 0), (70, 0)])
-@pytest.mark.parametrize('start', [True, False], ids=['start', 'trained'])
-def test_float32_gradients_where_they_nearly_cancel(start, scale, offset):
-    """Of the layout's filters, which see the entities' differences alone: relative to their own size, at C = 16, n = 8.
-
-    With the module's start values all entities are alike but for their statistics.
-    """
-    x, _, beta, alpha, _, upstream = draw((2, 16, 20, 30, 8), 'soft', False)
-    if start:
-        beta, alpha = torch.ones_like(beta), torch.zeros_like(alpha)
-    x = (scale * x + offset).float().double()
-    weight, bias = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    inputs = x, weight.float().double(), bias[:, 0].float().double(), beta.float().double(), alpha.float().double()
-
-    def reference(x, weight, bias, beta, alpha):
-        return moto_reference(x, layout_reference(x, weight, bias, 0.1, 'soft'), beta, alpha)
-
-    upstream = upstream.float().double()
-    expected = value_and_grads(reference, inputs, upstream, torch.float64)
-    actual = value_and_grads(moto_from_logits, inputs, upstream, torch.float32)
-    for name, a, e in zip(('y', 'dx', 'dweight', 'dbias', 'dbeta', 'dalpha'), actual, expected, strict=True):
-        assert (a - e).abs().max() <= 1e-4 * e.abs().max(), name
 
 
 def test_a_mask_of_another_dtype():

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -64,7 +65,7 @@ def load_config(args: argparse.Namespace) -> Config:
             if value != epochs.get(key, value):
                 raise ConfigError(f'--epochs {args.epochs} and --cfg-options {key}={value} contradict each other: give '
                                   'one of them')
-        if 'epochs' in cfg:  # a variable that the file has put in both places
+        if 'epochs' in cfg:  # a variable of the file, which is part of what is written beside the checkpoints
             epochs['epochs'] = args.epochs
         cfg.merge_from_dict(epochs)
     if args.work_dir is not None or cfg.get('work_dir') is None:
@@ -110,8 +111,14 @@ def main() -> None:
     try:
         runner.train()
     except KeyboardInterrupt:
-        last = find_latest_checkpoint(runner.work_dir)
-        sys.exit('mmtok: interrupted; ' + (f'--resume goes on after {last}' if last else 'there is no checkpoint yet'))
+        if is_main_process():
+            last = find_latest_checkpoint(runner.work_dir)
+            if not runner._resume and last != runner.message_hub.get_info('last_ckpt'):
+                last = None  # of an earlier training
+            how = f'--resume goes on after {last}' if last else 'it has no checkpoint yet'
+            print(f'mmtok: interrupted; {how}', file=sys.stderr)
+        sys.excepthook = lambda *_: None
+        raise  # Python then ends by the signal, with which a shell's loop around it ends too
 
 
 if __name__ == '__main__':

@@ -36,19 +36,6 @@ def check_same_classes(data, val_loop) -> None:
     compare_classes(getattr(data, 'metainfo', None), 'training', getattr(other, 'metainfo', None), 'validation', where)
 
 
-def check_mixed_batch(cfg) -> None:
-    """Mixup and CutMix get batches of even length.
-
-    Raises:
-        ConfigError: Names the setting.
-    """
-    batch = (cfg.get('train_dataloader') or {}).get('batch_size')
-    mixup = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('mixup')
-    if mixup is not None and isinstance(batch, int) and batch % 2:
-        raise ConfigError(f'model.data_preprocessor.mixup pairs the images of a batch, but train_dataloader.batch_size='
-                          f'{batch} is odd: make it even, or set mixup to None')
-
-
 class CheckedCheckpoint(Hook):
     """A checkpoint to test holds all of the model, and was trained on the classes of the test data.
 

@@ -184,10 +184,11 @@ def make_transform(options: dict):
                           'on the device: set mean, std and erase in model.data_preprocessor')
     try:
         transform = create_transform(**options, use_prefetcher=True)
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        hint = ("; auto_augment is such as 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2', '3a' or 'original'"
+                if 'auto_augment' in options else '')
         raise ConfigError(f'timm can make no transform of dataset.transform={options} ({type(error).__name__}'
-                          f'{f": {error}" if str(error) else ""}); auto_augment, for one, is such as '
-                          "'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2', '3a' or 'original'") from error
+                          f'{f": {error}" if str(error) else ""}){hint}') from error
     steps = getattr(transform, 'transforms', [])
     if steps and isinstance(steps[-1], MaybePILToTensor):
         steps[-1] = to_tensor

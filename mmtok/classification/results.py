@@ -22,7 +22,7 @@ from ..engine.settings import training_settings
 from ..errors import ConfigError
 from ..machine import processor_name
 from ..registry import HOOKS
-from .checks import check_mixed_batch, check_same_classes
+from .checks import check_same_classes
 from .fingerprint import fingerprint
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
@@ -36,13 +36,15 @@ class ResultsHook(Hook):
     The file holds the config's name and hash, the `fingerprint` of the training images as `data`, the seed, versions,
     the machine, images per second (median over the iterations, all processes), the metrics of the last validation, and
     `curve`, those of all validations. Resuming goes on with the curve, and makes up for a validation that was cut
-    short. Another training in the same work directory keeps the file of the earlier one under the time of its end.
+    short. A training in the work directory of an earlier one keeps both files of that one, under the time of its last
+    validation; it does so before its own first checkpoint, since until then `--resume` goes on with the earlier one.
     """
 
     priority = 'LOWEST'  # after the metrics are logged, and after CheckpointHook, which saves the best of a validation
 
     def __init__(self):
         self.curve, self.seconds, self.started, self.data = [], [], None, None
+        self.owns_folder = False  # whether what lies in the work directory is this training's
 
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, (dict, type(None))):  # a training
@@ -50,7 +52,6 @@ class ResultsHook(Hook):
                 raise ConfigError('mmtok.ResultsHook counts epochs, but train_cfg counts iterations: set '
                                   "train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=...), or "
                                   'default_hooks.results=None')
-            check_mixed_batch(runner.cfg)
             check_same_classes(runner.train_loop.dataloader.dataset, runner.val_loop)
             runner.logger.info(f'Training images: {describe_data(runner.train_loop)}.')
             if runner.val_loop is not None:
@@ -71,15 +72,8 @@ class ResultsHook(Hook):
                               f'{length}: go on with the same images, batch size and number of processes')
 
     def before_train(self, runner: Runner) -> None:
-        path = Path(runner.work_dir) / RESULTS
-        if is_main_process() and not runner._resume and path.is_file():
-            kept = path.with_name(f'{path.stem}_{datetime.fromtimestamp(path.stat().st_mtime):%Y%m%d_%H%M%S}.json')
-            path.rename(kept)
-            runner.logger.warning(f'{path} is of an earlier training: it is {kept.name} from now on.')
-        data = runner.train_loop.dataloader.dataset
-        if is_main_process() and getattr(data, 'indices', None) is not None:
-            names = '\n'.join(data.filename(i) for i in range(len(data)))
-            write_whole(str(Path(runner.work_dir) / TRAIN_LIST), f'{names}\n'.encode())
+        if runner._resume:
+            self.own_folder(runner)
         self.curve = [line for line in self.curve if line['epoch'] <= runner.epoch]
         check_schedule(runner)
         if runner._resume and runner.val_loop is not None and self.lacks_validation(runner):
@@ -93,6 +87,27 @@ class ResultsHook(Hook):
         broadcast_object_list(answer)
         return answer[0]
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self.own_folder(runner)
+
+    def own_folder(self, runner: Runner) -> None:
+        """Put aside what an earlier training left, and list the images; the first time, on the main process."""
+        if self.owns_folder or not is_main_process():
+            return
+        self.owns_folder, folder = True, Path(runner.work_dir)
+        if not runner._resume and (folder / RESULTS).is_file():
+            stamp = f'{datetime.fromtimestamp((folder / RESULTS).stat().st_mtime):%Y%m%d_%H%M%S}'
+            while any(folder.glob(f'*_{stamp}.*')):
+                stamp += '_'
+            for path in (folder / RESULTS, folder / TRAIN_LIST):
+                if path.is_file():
+                    kept = path.rename(path.with_stem(f'{path.stem}_{stamp}'))
+                    runner.logger.warning(f'{path} is of an earlier training: it is {kept.name} from now on.')
+        data = runner.train_loop.dataloader.dataset
+        if getattr(data, 'indices', None) is not None:
+            names = '\n'.join(data.filename(i) for i in range(len(data)))
+            write_whole(str(folder / TRAIN_LIST), f'{names}\n'.encode())
+
     def before_train_epoch(self, runner: Runner) -> None:
         self.started = None
 
@@ -105,14 +120,14 @@ class ResultsHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if not is_main_process() or runner._train_loop is None or isinstance(runner._train_loop, dict):
             return
+        self.own_folder(runner)
         self.curve = [line for line in self.curve if line['epoch'] < runner.epoch]  # one may be repeated
         self.curve.append(dict(epoch=runner.epoch, **{name: round(value, 4) for name, value in metrics.items()}))
         text = json.dumps(self.collect(runner), indent=2)
         write_whole(str(Path(runner.work_dir) / RESULTS), f'{text}\n'.encode())
 
     def after_train(self, runner: Runner) -> None:
-        path = Path(runner.work_dir) / RESULTS
-        if path.is_file():
+        if self.owns_folder and (path := Path(runner.work_dir) / RESULTS).is_file():
             runner.logger.info(f'Results: {path}')
 
     def collect(self, runner: Runner) -> dict:

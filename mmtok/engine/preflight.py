@@ -9,6 +9,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..backbones.base import TokenBackbone
 from ..errors import ConfigError, DataError, check_options, is_number
@@ -186,6 +187,20 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
             print_log(f'model.num_classes={known}, but the data have {count} classes: the others are never right; '
                       f'model.num_classes={count} leaves them out',
                       logger='current', level=logging.WARNING)
+
+
+def check_mixed_batches(loader: DataLoader, preprocessor: nn.Module | None) -> None:
+    """Mixup and CutMix, which pair the images of a batch, get an even number in all batches of an epoch."""
+    size, data = loader.batch_size, loader.dataset
+    if getattr(preprocessor, 'mixup', None) is None or not size:
+        return
+    if size % 2:
+        raise ConfigError(f'model.data_preprocessor.mixup pairs the images of a batch, but train_dataloader.batch_size='
+                          f'{size} is odd: make it even, or set mixup to None')
+    rest = 0 if loader.drop_last or isinstance(data, IterableDataset) else len(loader.sampler) % size
+    if rest % 2:
+        raise ConfigError(f'model.data_preprocessor.mixup pairs the images of a batch, but the last batch of an epoch '
+                          f'has {rest}: set train_dataloader.drop_last=True, or mixup to None')
 
 
 def classes_of(metainfo) -> list[str]:

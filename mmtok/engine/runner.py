@@ -24,7 +24,15 @@ from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
 from .building import ExplainedRunner, explained_arguments
-from .preflight import check_amp, check_classes, check_clipping, check_data, check_model, compare_classes
+from .preflight import (
+    check_amp,
+    check_classes,
+    check_clipping,
+    check_data,
+    check_mixed_batches,
+    check_model,
+    compare_classes,
+)
 from .resuming import check_resumed, explained_optimizer, find_resumed, read_resumed
 from .samples import check_samples, explained_anchors, explained_data
 
@@ -124,6 +132,8 @@ class Runner(ExplainedRunner):
             raise ConfigError(f'{len(loop.dataloader.dataset)} training images are not one batch for each of '
                               f'{self.world_size} processes: set train_dataloader.batch_size to less, or '
                               'train_dataloader.drop_last=False')
+        if isinstance(loop, EpochBasedTrainLoop):
+            check_mixed_batches(loop.dataloader, getattr(self.bare_model, 'data_preprocessor', None))
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
         check_classes(self.cfg, metainfo)
         compare_classes(self.resumed.get('dataset_meta'), 'the checkpoint to resume from', metainfo, 'training')
@@ -142,8 +152,8 @@ class Runner(ExplainedRunner):
         loader = self._train_dataloader
         step = counts * self.world_size * ((loader.get('batch_size') if isinstance(loader, dict) else None) or 0)
         if wanted and step not in (0, wanted) and not auto_scale_lr.get('enable'):
-            self.logger.warning(f'The learning rate is that of steps of {wanted} images, and a step has {step} here: '
-                                '--auto-scale-lr fits it.')
+            self.logger.warning(f'The learning rate of the recipe is for steps of {wanted} images, and a step has '
+                                f'{step} here: --auto-scale-lr scales it, unless you have done so.')
         if auto_scale_lr and auto_scale_lr.get('enable') and counts > 1:
             self.logger.info(f'A step takes {counts} batches (accumulative_counts): the LR is scaled by {counts} too.')
             for group in optim_wrapper.optimizer.param_groups:
@@ -162,23 +172,28 @@ class Runner(ExplainedRunner):
         return built
 
     def dump_config(self) -> None:
-        """mmengine's, but a run that may still fail to begin leaves the config of an earlier one as it is."""
+        """mmengine's, but a run that may still fail to begin leaves the config of an earlier one there as it is."""
         if not os.path.isfile(os.path.join(self.work_dir, os.path.basename(self.cfg.filename or ''))):
             super().dump_config()
 
     def load_or_resume(self) -> None:
-        """mmengine's, once data and model are known to be sound; before it, the config is written."""
-        super().dump_config()
+        """mmengine's; a training that gets beyond it writes its config."""
         super().load_or_resume()
+        if not isinstance(self._train_loop, (dict, type(None))):
+            super().dump_config()
+
+    @property
+    def bare_model(self) -> torch.nn.Module:
+        """Without what wraps it for several processes."""
+        return self.model.module if is_model_wrapper(self.model) else self.model
 
     def train(self):
         """mmengine's, after the checks."""
         check_amp(self.cfg)
         check_clipping(self.cfg)
         check_data(self.cfg, 'train_dataloader', 'val_dataloader')
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        check_model(model, self.cfg)
-        if find_token_props(model) and not any(isinstance(hook, TokenPropHook) for hook in self.hooks):
+        check_model(self.bare_model, self.cfg)
+        if find_token_props(self.bare_model) and not any(isinstance(hook, TokenPropHook) for hook in self.hooks):
             raise ConfigError(NOT_COLLECTED)
         if self._resume:
             self.prepare_resume()
@@ -202,8 +217,7 @@ class Runner(ExplainedRunner):
         elif '://' not in path:
             self._load_from = path
             checkpoint = read_resumed(path)
-            model = self.model.module if is_model_wrapper(self.model) else self.model
-            check_resumed(checkpoint, path, model, self.cfg, self.logger)
+            check_resumed(checkpoint, path, self.bare_model, self.cfg, self.logger)
             self.resumed = {**checkpoint['meta'], 'has_optimizer': 'optimizer' in checkpoint}
             seed, asked = self.resumed.get('seed'), self._randomness_cfg.get('seed')
             if seed is not None and seed != asked:

@@ -7,9 +7,9 @@ from mmengine.config import Config
 
 # Where and how fast a config trains, and what it writes, but not what it trains: patterns of paths in the config
 NO_PART_OF_TRAINING = (
-    'work_dir', 'resume', 'launcher', 'randomness.seed', 'vis_backends*', 'visualizer*', 'log_level', 'log_processor*',
-    'default_hooks.logger*', 'default_hooks.checkpoint*', 'default_hooks.timer*', 'data_root', '*.data_root',
-    '*_dataloader.num_workers', '*_dataloader.persistent_workers', '*_dataloader.pin_memory',
+    'work_dir', 'resume', 'launcher', 'randomness.seed', 'epochs', 'vis_backends*', 'visualizer*', 'log_level',
+    'log_processor*', 'default_hooks.logger*', 'default_hooks.checkpoint*', 'default_hooks.timer*', 'data_root',
+    '*.data_root', '*_dataloader.num_workers', '*_dataloader.persistent_workers', '*_dataloader.pin_memory',
     '*_dataloader.prefetch_factor')
 
 

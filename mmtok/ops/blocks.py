@@ -12,7 +12,8 @@ from torch import Tensor
 from .reference import MIN_MASS
 
 ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
-FEW_PIXELS, FEW_IMAGES = 256, 4  # enough to see whether a shift is worth a pass
+# Enough to see whether a shift is worth its pass: runs of pixels all over a map, of as many images as are cheap to read
+RUNS, RUN, SEEN_ELEMENTS = 16, 16, 1 << 18
 # Of a (2C, pixels) work buffer. CPU: what the second-level caches of two cores hold; else few launches.
 BLOCK_BYTES = {'cpu': 1 << 21}
 BLOCK_BYTES_ELSEWHERE = 1 << 27
@@ -136,11 +137,12 @@ class Inputs:
     statistics: str
     eps: float
     work: torch.dtype | None = None  # of the blocks; None for float32 where that can be right
+    shifted: bool | None = None  # whether there is an origin; None for one where that is better
 
     def __post_init__(self):
         self.region = self.statistics == 'region'
         self.whole = self.x.numel() <= WHOLE_ELEMENTS
-        self.use(self.work or (torch.float32 if self.may_be_float32() else torch.float64))
+        self.use(self.work or (torch.float32 if self.may_be_float32() else torch.float64), self.shifted)
 
     def may_be_float32(self) -> bool:
         """Whether float32 blocks are worth a try."""
@@ -150,13 +152,12 @@ class Inputs:
         fits = self.x.device.type == 'cpu' and type(self.x) is Tensor and self.eps >= FLOAT32_EPS
         return fits and not wide and not choosing and torch.get_float32_matmul_precision() == 'highest'
 
-    def use(self, work: torch.dtype) -> None:
-        """Have the blocks in another precision."""
-        self.work = work
-        sample = self.x[:, :, :ORIGIN_PIXELS]
-        # The moments of X * L are not those of (X - origin) * L
-        as_it_stands = not self.region or (work == torch.float32 and lies_around_zero(sample))
-        self.origin = None if as_it_stands else sample.mean(2, dtype=work, keepdim=True)
+    def use(self, work: torch.dtype, shifted: bool | None = None) -> None:
+        """Have the blocks in one precision, and with an origin or without."""
+        if shifted is None:  # the moments of X * L are not those of (X - origin) * L
+            shifted = self.region and not (work == torch.float32 and lies_around_zero(self.x))
+        self.work, self.shifted = work, shifted
+        self.origin = self.x[:, :, :ORIGIN_PIXELS].mean(2, dtype=work, keepdim=True) if shifted else None
         if self.weight is not None:
             slope = (self.tau * self.weight).expand(self.x.shape[0], -1, -1)  # (B,n,C)
             offset = slope.new_zeros((*slope.shape[:2], 1)) if self.origin is None else slope @ self.origin.double()
@@ -165,6 +166,13 @@ class Inputs:
             # A softmax does not see what all offsets share; without the largest, float32 keeps their differences
             self.slope, self.offset = slope.to(work), (offset - offset.amax(1, keepdim=True)).to(work)
         self.tiling, self.blocks = self.cut()
+
+    def refine(self) -> None:
+        """After float32 blocks that were not enough: give them an origin if they had none, else turn to float64."""
+        if self.region and not self.shifted:
+            self.use(self.work, shifted=True)
+        else:
+            self.use(torch.float64)
 
     def cut(self, by_channels: bool = False) -> tuple[Tiling, list[Block]]:
         """How maps and tables are cut, and the blocks of what forward and backward share."""
@@ -186,7 +194,12 @@ class Inputs:
 
 def lies_around_zero(x: Tensor) -> bool:
     """Whether all channels (B,C,P) have their mean within a deviation from 0, as far as a few pixels tell."""
-    few = x[::max(1, x.shape[0] // FEW_IMAGES), :, :FEW_PIXELS].float()
+    _, channels, pixels = x.shape
+    images = max(1, SEEN_ELEMENTS // (channels * min(pixels, RUNS * RUN)))
+    few = x[::-(-len(x) // images)]
+    if pixels > RUNS * RUN:
+        few = few[:, :, :pixels - pixels % RUNS].unflatten(2, (RUNS, -1))[..., :RUN].flatten(2)
+    few = few.float()
     return bool((2 * few.mean(2).square() <= few.square().mean(2)).all())
 
 

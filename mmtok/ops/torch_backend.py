@@ -7,9 +7,9 @@ With `A = beta / (sigma + eps)` and `B = alpha - mu * A` (both (n,C)) the sum ov
 so nothing of size (B,n,C,H,W) exists. With statistics of regions each block is shifted by a channel mean before it is
 squared or summed, unless the map lies around zero; the sums of blocks are added in float64. Inside blocks a CPU works
 in float32, twice as fast, as long as no region lies more than a few of its deviations from the channel mean;
-`float32_suffices` looks afterwards, and where it does not, as with hard regions whose means lie thousands of
-deviations apart, everything is done again in float64. Elsewhere, where looking would stop the device, it is float64
-from the start.
+`float32_suffices` looks afterwards, and where it does not, everything is done again: with a shift if there was none,
+else, as with hard regions whose means lie thousands of deviations apart, in float64. Elsewhere, where looking would
+stop the device, it is float64 from the start.
 
 Forward reads X twice (once more where it starts again) and writes Y; backward reads X and dY twice and writes dX.
 Layouts from 1x1 logits are recomputed per block and never stored.
@@ -85,11 +85,11 @@ def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> t
 
 
 def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill `out (B,C,P)`; returns the statistics. Turns `inputs` to float64 where float32 does not do."""
+    """Fill `out (B,C,P)`; returns the statistics. Refines `inputs` where float32 does not do."""
     stats, (centred, share), enough = region_statistics(inputs, beta.shape[0])
-    if not enough:
-        inputs.use(torch.float64)
-        stats, (centred, share), _ = region_statistics(inputs, beta.shape[0])
+    while not enough:
+        inputs.refine()
+        stats, (centred, share), enough = region_statistics(inputs, beta.shape[0])
     mass, mean, deviation = stats
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
     if inputs.region:
@@ -224,7 +224,7 @@ class MoToFunction(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             inputs = flatten_inputs(x, layout, weight, bias, mask, (tau, partition, statistics, eps))
             stats = forward(inputs, beta, alpha, out.flatten(2))
-        ctx.options = tau, partition, statistics, eps, inputs.work
+        ctx.options = tau, partition, statistics, eps, inputs.work, inputs.shifted
         ctx.save_for_backward(x, layout, weight, bias, beta, alpha, mask, *stats)
         return out
 
@@ -247,10 +247,9 @@ class MoToFunction(torch.autograd.Function):
 
 
 def flatten_inputs(x, layout, weight, bias, mask, options) -> Inputs:
-    tau, partition, statistics, eps, *work = options
     return Inputs(x.flatten(2), None if layout is None else layout.flatten(2),
                   None if weight is None else weight.double(), None if bias is None else bias.double(),
-                  None if mask is None else mask.flatten(2), tau, partition, statistics, eps, *work)
+                  None if mask is None else mask.flatten(2), *options)
 
 
 @torch.compiler.disable  # a loop over blocks is nothing to trace: a compiled model calls it as it stands
