@@ -49,6 +49,15 @@ def test_other_settings_than_those_that_are_resumed(trained, train_classifier, t
     assert 'have no effect' not in output and 'max_epochs was 5 and is 6.' in output
 
 
+def test_other_images_than_those_that_are_resumed(trained, train_classifier, class_folder, tmp_path):
+    work_dir, root = shutil.copytree(trained, tmp_path / 'work'), shutil.copytree(class_folder, tmp_path / 'data')
+    said = 'Resumed with other training images than before'
+    assert said not in train_classifier(work_dir, 'train_cfg.max_epochs=5', resume=True, root=root)
+    image, *_ = (root / 'train' / 'dots').iterdir()
+    image.rename(image.with_stem('other'))
+    assert said in train_classifier(work_dir, 'train_cfg.max_epochs=6', resume=True, root=root)
+
+
 def test_a_resumed_rate_is_not_scaled_again(trained, class_folder, fork_tool, tmp_path):
     work_dir = shutil.copytree(trained, tmp_path / 'work')
     run = fork_tool(TRAIN, CONFIG, '--work-dir', work_dir, '--resume', '--auto-scale-lr', '--epochs', '5', cwd=tmp_path,

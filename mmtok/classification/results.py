@@ -44,6 +44,7 @@ class ResultsHook(Hook):
 
     def __init__(self):
         self.curve, self.seconds, self.started, self.data = [], [], None, None
+        self.data_before = None  # of the training that is resumed
         self.owns_folder = False  # whether what lies in the work directory is this training's
 
     def before_run(self, runner: Runner) -> None:
@@ -58,7 +59,8 @@ class ResultsHook(Hook):
                 runner.logger.info(f'Validation images: {describe_data(runner.val_loop)}.')
         path = Path(runner.work_dir) / RESULTS
         if runner._resume and path.is_file():
-            self.curve = json.loads(path.read_text())['curve']
+            found = json.loads(path.read_text())
+            self.curve, self.data_before = found['curve'], found.get('data')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Looks at the length of the epochs, before CheckpointHook gives up the oldest file."""
@@ -74,6 +76,11 @@ class ResultsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if runner._resume:
             self.own_folder(runner)
+            if is_main_process() and self.data_before:
+                self.data = fingerprint(runner.train_loop.dataloader.dataset)
+                if self.data != self.data_before:
+                    runner.logger.warning('Resumed with other training images than before: their names or labels '
+                                          f'differ from those of {RESULTS}.')
         self.curve = [line for line in self.curve if line['epoch'] <= runner.epoch]
         check_schedule(runner)
         if runner._resume and runner.val_loop is not None and self.lacks_validation(runner):
