@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT
 
-CONFIG = ROOT / 'configs' / 'cifar10' / 'deit-nano_1xb64-40e_cifar10.py'
+CONFIG = ROOT / 'configs' / 'cifar10' / 'deit-nano_1xb64-32e_cifar10.py'
 TRAIN = ROOT / 'tools' / 'train_classifier.py'
 
 

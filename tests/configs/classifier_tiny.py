@@ -1,5 +1,5 @@
 # A classifier as small as it gets with all that a training keeps: MoTo, TokenProp, drop path, averages, Mixup.
-_base_ = '../../configs/cifar10/deit-nano_1xb64-40e_cifar10.py'
+_base_ = '../../configs/cifar10/deit-nano_1xb64-32e_cifar10.py'
 epochs = 4
 model = dict(
     num_classes=4,

@@ -29,7 +29,7 @@ from . import timing
 from .timing import provenance, spread, write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'demo'))
-CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'cifar10' / 'deit-nano_1xb64-40e_cifar10.py'
+CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'cifar10' / 'deit-nano_1xb64-32e_cifar10.py'
 # Not m9, with which timm 1.0.31 asks Pillow 13 for what it refuses, now and then
 AUGMENTATIONS = {'flip and crop': {}, 'RandAugment': dict(auto_augment='rand-m6-mstd0.5-inc1')}
 

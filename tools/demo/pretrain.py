@@ -29,13 +29,13 @@ def main() -> None:
     draw_image_folder(data)
     print(f'[2/3] Training four variants by tools/train_classifier.py, {EPOCHS} epochs each', flush=True)
     for variant, name in VARIANTS.items():
-        config = ROOT / 'configs' / 'cifar10' / f'deit-nano{variant}_1xb64-40e_cifar10.py'
+        config = ROOT / 'configs' / 'cifar10' / f'deit-nano{variant}_1xb64-32e_cifar10.py'
         print(f'    {name} ({short(config)})', flush=True)
         run_tool([sys.executable, '-u', ROOT / 'tools' / 'train_classifier.py', config, '--work-dir',
                   OUT / config.stem, '--cfg-options', *OPTIONS], OUT / f'{config.stem}.log', lines=r'Epoch\(val\)',
                  show=r'\[\d+\](?=\[)|accuracy/top1: \S+', env=dict(CIFAR10_ROOT=str(data)))
     print('[3/3] Summarising by tools/summarize.py', flush=True)
-    groups = group([read(str(OUT / f'deit-nano{variant}_1xb64-40e_cifar10')) for variant in VARIANTS])
+    groups = group([read(str(OUT / f'deit-nano{variant}_1xb64-32e_cifar10')) for variant in VARIANTS])
     rows = summarise(groups)
     plot(groups, str(OUT / 'curves.png'))
     (OUT / 'summary.json').write_text(json.dumps(rows, indent=1) + '\n')

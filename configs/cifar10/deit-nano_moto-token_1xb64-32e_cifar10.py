@@ -1,2 +1,2 @@
-_base_ = './deit-nano_1xb64-40e_cifar10.py'
+_base_ = './deit-nano_1xb64-32e_cifar10.py'
 model = dict(backbone=dict(tokenizer=dict(type='mmtok.MoToTokenizer', placement='token')))

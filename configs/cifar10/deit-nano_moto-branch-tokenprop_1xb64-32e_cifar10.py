@@ -1,3 +1,3 @@
-_base_ = './deit-nano_moto-branch_1xb64-40e_cifar10.py'
+_base_ = './deit-nano_moto-branch_1xb64-32e_cifar10.py'
 model = dict(backbone=dict(token_prop=dict(output_scale=16)))
 custom_hooks = [dict(type='mmtok.TokenPropHook')]

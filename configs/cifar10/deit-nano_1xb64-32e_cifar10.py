@@ -1,6 +1,6 @@
 # A DeiT that 2 CPU cores train in under 40 minutes; `model.backbone.arch.embed_dims=128 ...depth=6` makes it larger
 _base_ = ['../_base_/datasets/cifar10.py', '../_base_/classifier_runtime.py', '../_base_/schedules/adamw_300e_in1k.py']
-epochs = 40
+epochs = 32
 model = dict(
     type='mmtok.ImageClassifier',
     num_classes=10,
