@@ -161,15 +161,16 @@ def test_the_same_under_mmseg_s_test_tool(train, data, tmp_path, fork_tool):
     """mmseg's `tools/test.py` does not heed `runner_type`; the config's TestLoop checks in its stead."""
     goes_on(train(), tmp_path)
 
-    def test(*options):
+    def test(*options, checkpoint='iter_4.pth'):
         roots = [f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')]
-        return fork_tool('test', CONFIG, tmp_path / 'work' / 'iter_4.pth', '--work-dir', tmp_path / 'test',
+        return fork_tool('test', CONFIG, tmp_path / 'work' / checkpoint, '--work-dir', tmp_path / 'test',
                           '--cfg-options', *roots, 'test_dataloader.num_workers=1', *options, cwd=tmp_path)
     assert test().returncode == 0
     add(data, Image.fromarray(noise(128, 128)), 'validation')
     image_file(data, 'validation').write_bytes(b'')
     assert f'mmtok: {image_file(data, "validation")} cannot be decoded (' in last_sentence(test())
     assert "mmtok: the data root '/nowhere'" in last_sentence(test('test_dataloader.dataset.data_root=/nowhere'))
+    assert "work/gone.pth' does not exist" in last_sentence(test(checkpoint='gone.pth'))
 
 
 def test_a_mask_of_another_size(train, data):

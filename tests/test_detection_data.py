@@ -1,5 +1,6 @@
 """Detection data that a user has: empty images, thin boxes, grey and narrow images, annotations without images."""
 
+import io
 import json
 import math
 import re
@@ -8,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save
 
 from conftest import ROOT, logged_steps
 from test_detection_configs import CASCADE, DRAWN, RETINANET, SMALL_TRAIN
@@ -94,7 +97,54 @@ def spoil_classes(root):
                     .replace('"square"', '"y"').replace('"triangle"', '"z"'))
 
 
+def misspell_a_class(root):
+    path = root / 'annotations' / 'instances_train2017.json'
+    path.write_text(path.read_text().replace('"disc"', '"disk"'))
+
+
+def spoil_metric(root, change) -> list[str]:
+    """An annotation file of the metric alone."""
+    found = json.loads((root / 'annotations' / 'instances_val2017.json').read_text())
+    change(found)
+    (root / 'other.json').write_text(json.dumps(found))
+    return [f'val_evaluator.ann_file={root}/other.json']
+
+
+def other_images(found):
+    for item in found['images']:
+        item['id'] += 100
+    found['annotations'] = []
+
+
+def fewer_classes(found):
+    found['categories'] = [item for item in found['categories'] if item['name'] != 'ring']
+
+
+def write_checkpoint(root, content: bytes) -> list[str]:
+    (root / 'x.pth').write_bytes(content)
+    return [f'load_from={root}/x.pth']
+
+
+def truncated_checkpoint() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1000))), buffer)
+    return buffer.getvalue()[:3000]
+
+
 WRONG = {
+    'a class': (misspell_a_class, r"instances_train2017.json has no category 'disc' of the 5 in the data set's "
+                                  r"metainfo.classes; it has 'disk', 'ring', .*: write the names alike"),
+    'classes of the metric': (lambda root: spoil_metric(root, fewer_classes),
+                              r"the ann_file of the evaluator has no category 'ring' of the 5"),
+    'images of the metric': (lambda root: spoil_metric(root, other_images),
+                             r'the ann_file of the evaluator lacks 3 of the 3 images of .*instances_val2017.json, '
+                             'such as the id 1: name the same file'),
+    'no checkpoint': (['load_from=gone.pth'], "checkpoint 'gone.pth' does not exist: put it there or name another"),
+    'a text as checkpoint': (lambda root: write_checkpoint(root, b'text'), 'x.pth\' is a text file, not a checkpoint'),
+    'half a checkpoint': (lambda root: write_checkpoint(root, truncated_checkpoint()),
+                          "x.pth' is damaged or cut short"),
+    'safetensors': (lambda root: write_checkpoint(root, save(dict(x=torch.zeros(1)))),
+                    "x.pth' is a .safetensors file, which mmengine does not load"),
     'image': (spoil_image, r'train2017/2.jpg is not there, but the data set lists it'),
     'list': (spoil_list, r'CocoDataset: .*instances_train2017.json is not there; name the right folder'),
     'classes': (spoil_classes, r'CocoDataset found no image with .*: see whether ann_file lists images there, and '
@@ -110,9 +160,7 @@ WRONG = {
 @pytest.mark.parametrize('case', WRONG)
 def test_what_is_missing_is_said_in_one_sentence(case, odd, fork_tool, tmp_path):
     spoil, sentence = WRONG[case]
-    changed = [] if callable(spoil) else spoil
-    if not changed:
-        spoil(odd)
+    changed = spoil(odd) or [] if callable(spoil) else spoil
     run = fork_tool('mmdet/train', MASK_RCNN, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd),
                     *changed, cwd=tmp_path)
     assert run.returncode == 1 and 'Traceback' not in run.stdout and 'Epoch(train)' not in run.stdout

@@ -77,6 +77,14 @@ def test_no_test_time_augmentation_of_masks(trained, drawn_coco, fork_tool, tmp_
         '--tta')
 
 
+def test_a_checkpoint_to_test_that_is_cut_short(trained, drawn_coco, fork_tool, tmp_path):
+    half = tmp_path / 'half.pth'
+    half.write_bytes((trained / 'epoch_2.pth').read_bytes()[:10000])
+    run = fork_tool('mmdet/test', DEMO, half, '--cfg-options', *data_options(drawn_coco), cwd=tmp_path)
+    assert run.returncode == 1 and 'Traceback' not in run.stdout, run.stdout[-1000:]
+    assert run.stdout.strip().splitlines()[-1].startswith(f"mmtok: checkpoint '{half}' is damaged or cut short")
+
+
 def test_browsing_draws_what_is_trained_on(drawn_coco, run_tool, tmp_path):
     run = run_tool('mmdet/analysis_tools/browse_dataset', DEMO, '--output-dir', tmp_path / 'out', '--not-show',
                    '--cfg-options', f'train_dataloader.dataset.data_root={drawn_coco}', cwd=tmp_path)

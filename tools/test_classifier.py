@@ -5,14 +5,12 @@
 
 import argparse
 import os
-from pathlib import Path
 
 from mmengine.registry import RUNNERS
 
-from mmtok.checkpoint.reading import read_checkpoint
+from mmtok.checkpoint.reading import check_readable
 from mmtok.classification.checks import CheckedCheckpoint
 from mmtok.engine.options import DictAction
-from mmtok.errors import ConfigError, StorageError
 from train_classifier import load_config
 
 
@@ -29,12 +27,7 @@ def main() -> None:
     cfg = load_config(args)
     if args.work_dir is None and 'work_dir' not in (args.cfg_options or {}):
         cfg.work_dir = os.path.join(cfg.work_dir, 'test')  # beside the config of the training, which stays as it was
-    if '://' not in args.checkpoint:
-        if not Path(args.checkpoint).is_file():
-            raise StorageError(f'the checkpoint {args.checkpoint!r} is not there')
-        if args.checkpoint.endswith('.safetensors'):
-            raise ConfigError(f'{args.checkpoint} holds tensors alone: test the .pth file that it was made from')
-        read_checkpoint(args.checkpoint, weights_only=False)  # says in a sentence that it is damaged
+    check_readable(args.checkpoint)
     cfg.load_from = args.checkpoint
     runner = RUNNERS.build(cfg)
     runner.register_hook(CheckedCheckpoint())

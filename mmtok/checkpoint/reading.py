@@ -10,6 +10,7 @@ from http.client import HTTPException
 from inspect import signature
 from pathlib import Path
 from urllib.error import HTTPError, URLError
+from zipfile import is_zipfile
 
 import timm
 import torch
@@ -79,6 +80,27 @@ def read_checkpoint(location: str, weights_only: bool = True) -> dict:
         raise CheckpointError(f'checkpoint {name!r} holds a {type(content).__name__} where a dict of tensors was '
                               'expected: save model.state_dict()')
     return content
+
+
+def check_readable(location: str | None) -> None:
+    """The .pth file that mmengine is to load, if any, is there and whole, as far as its end tells; no URL is looked at.
+
+    Raises:
+        CheckpointError: There is no such file, it is cut short, or of a kind that mmengine does not load.
+    """
+    if not location or '://' in location:
+        return
+    path = local_file(location)
+    kind = sniff(path, location)
+    if kind == 'safetensors':
+        raise CheckpointError(f'checkpoint {location!r} is a .safetensors file, which mmengine does not load: write it '
+                              'as .pth with tools/convert_checkpoint.py publish, or name it in '
+                              'model.backbone.init_cfg')
+    if kind == 'legacy':  # no table of contents at its end
+        read_checkpoint(location, weights_only=False)
+    elif not is_zipfile(path):
+        raise CheckpointError(f'checkpoint {location!r} is damaged or cut short (its table of contents is missing): '
+                              'copy or download it again')
 
 
 @contextmanager

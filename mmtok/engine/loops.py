@@ -1,4 +1,4 @@
-"""mmengine's loops of evaluation, which name the image that cannot be evaluated."""
+"""mmengine's loops of evaluation, which name the image that cannot be evaluated, and annotations of other images."""
 
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
@@ -6,9 +6,11 @@ from mmengine.runner import TestLoop as MMEngineTestLoop
 from mmengine.runner import ValLoop as MMEngineValLoop
 from torch.utils.data import DataLoader
 
+from ..checkpoint.reading import check_readable
 from ..registry import LOOPS
 from .preflight import check_data, check_small_images, check_tta
 from .runner import Runner
+from .samples import check_annotations
 
 
 class ChecksData:
@@ -18,8 +20,9 @@ class ChecksData:
         super().__init__(*args, **kwargs)
         for metric in self.evaluator.metrics:
             annotations = getattr(metric, '_coco_api', None)
-            if annotations is not None:  # newer pycocotools copy it when all is predicted, and fail without
-                annotations.dataset.setdefault('info', {})
+            if annotations is not None:
+                annotations.dataset.setdefault('info', {})  # newer pycocotools copy it at the end, and fail without
+                check_annotations(annotations, self.dataloader.dataset)
 
     def run_iter(self, idx: int, data_batch: dict) -> None:
         model = self.runner.model
@@ -39,6 +42,7 @@ class TestLoop(ChecksData, MMEngineTestLoop):
     def __init__(self, runner: MMEngineRunner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
         check_data(runner.cfg, 'test_dataloader')
         check_tta(runner.cfg)
+        check_readable(runner._load_from)
         if isinstance(dataloader, dict):
             diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
             dataloader = Runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed)

@@ -19,6 +19,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from torch.utils.data import DataLoader
 
+from ..checkpoint.reading import check_readable
 from ..errors import ConfigError, StorageError
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
@@ -197,9 +198,12 @@ class Runner(ExplainedRunner):
             raise ConfigError(NOT_COLLECTED)
         if self._resume:
             self.prepare_resume()
-        elif os.path.isfile(os.path.join(self.work_dir, 'last_checkpoint')):
-            self.logger.warning(f'{self.work_dir} holds checkpoints of an earlier training, and this one writes '
-                                'its own over them: --resume goes on with it instead, --work-dir names another folder.')
+        else:
+            check_readable(self._load_from)
+            if os.path.isfile(os.path.join(self.work_dir, 'last_checkpoint')):
+                self.logger.warning(f'{self.work_dir} holds checkpoints of an earlier training, and this one writes '
+                                    'its own over them: --resume goes on with it instead, --work-dir names another '
+                                    'folder.')
         with explained_full_disk(self.work_dir), explained_anchors():
             return super().train()
 
@@ -233,11 +237,13 @@ class Runner(ExplainedRunner):
             super().resume(filename, *args, **kwargs)
 
     def val(self):
-        """mmengine's, after a check of the data root."""
+        """mmengine's, after a look at the data root and the checkpoint."""
         check_data(self.cfg, 'val_dataloader')
+        check_readable(self._load_from)
         return super().val()
 
     def test(self):
-        """mmengine's, after a check of the data root."""
+        """mmengine's, after a look at the data root and the checkpoint."""
         check_data(self.cfg, 'test_dataloader')
+        check_readable(self._load_from)
         return super().test()

@@ -5,11 +5,12 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset, Compose
+from mmengine.fileio import load
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
@@ -138,12 +139,55 @@ def check_samples(dataset: Dataset, skip_undecodable: bool) -> None:
     for base in base_datasets(dataset):
         if len(base) == 0:
             raise ConfigError(nothing_found(vars(base), type(base).__name__))
+        check_categories(base)
         maps = base.data_prefix.get('seg_map_path')
         if hasattr(base, 'reduce_zero_label') and maps and '://' not in maps and not os.path.isdir(maps):
             raise ConfigError(f'{type(base).__name__}: {maps} is not there; name the right folder in data_root or '
                               'data_prefix.seg_map_path')
         if isinstance(base.pipeline, Compose):
             base.pipeline = CheckedPipeline(base, skip_undecodable)
+
+
+def check_categories(dataset: BaseDataset) -> None:
+    """A data set of mmdet's in COCO's format finds all of its classes in its annotation file.
+
+    mmdet leaves out those that it does not find, and gives the labels of those after it to other classes.
+
+    Raises:
+        ConfigError: Names the classes.
+    """
+    classes, found = dataset.metainfo.get('classes') or (), getattr(dataset, 'cat_ids', None)
+    if found is None or len(found) >= len(classes):
+        return
+    listed = load(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None))['categories']
+    raise ConfigError(missing_classes(classes, [category['name'] for category in listed], dataset.ann_file))
+
+
+def check_annotations(annotations: object, dataset: Dataset) -> None:
+    """A metric's annotation file, a `COCO` of pycocotools, holds the classes and images of the data that it judges.
+
+    Raises:
+        ConfigError: It is that of others.
+    """
+    listed = [category['name'] for category in annotations.cats.values()]
+    for base in base_datasets(dataset):
+        classes = base.metainfo.get('classes') or ()
+        if not set(classes) <= set(listed):
+            raise ConfigError(missing_classes(classes, listed, 'the ann_file of the evaluator'))
+        images = [base.get_data_info(index).get('img_id') for index in range(len(base))]
+        others = [image for image in images if image not in annotations.imgs]
+        if others:
+            raise ConfigError(f'the ann_file of the evaluator lacks {len(others)} of the {len(images)} images of '
+                              f'{base.ann_file}, such as the id {others[0]!r}: name the same file in '
+                              'val_evaluator.ann_file as in val_dataloader.dataset.ann_file, and so for test')
+
+
+def missing_classes(classes: Sequence[str], listed: Sequence[str], file: str) -> str:
+    """The sentence for classes that an annotation file does not have."""
+    missing = [name for name in classes if name not in listed]
+    return (f'{file} has no category {", ".join(map(repr, missing[:5]))} of the {len(classes)} in the data set\'s '
+            f'metainfo.classes; it has {", ".join(map(repr, listed[:10]))}{", ..." * (len(listed) > 10)}: write the '
+            'names alike, or leave out what it does not have')
 
 
 @contextlib.contextmanager
