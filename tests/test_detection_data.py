@@ -168,13 +168,16 @@ def test_what_is_missing_is_said_in_one_sentence(case, odd, fork_tool, tmp_path)
 
 
 def test_a_damaged_image_is_skipped(drawn_coco, fork_tool, tmp_path):
-    """And annotations need no `info`, which newer pycocotools ask for after the first epoch."""
+    """And annotations need no `info`, which newer pycocotools ask for after the first epoch; their order is told."""
     root = shutil.copytree(drawn_coco, tmp_path / 'data')
     annotations = root / 'annotations' / 'instances_val2017.json'
-    annotations.write_text(annotations.read_text().replace('"info": {}, ', ''))
+    found = json.loads(annotations.read_text())
+    annotations.write_text(json.dumps(dict(images=found['images'], annotations=found['annotations'],
+                                           categories=found['categories'][::-1])))
     bad = next((root / 'train2017').iterdir())
     bad.write_bytes(b'no image')
     run = fork_tool('mmdet/train', MASK_RCNN, '--work-dir', tmp_path / 'work', '--cfg-options', *options(root),
                     'train_cfg.val_interval=1', 'model.test_cfg.rcnn.score_thr=0.0', cwd=tmp_path)
     assert run.returncode == 0 and 'coco/bbox_mAP' in run.stdout, run.stdout[-3000:]
+    assert 'in the order of the annotation file, which is cross, triangle, ' in run.stdout
     assert f'{bad} cannot be decoded' in run.stdout and 'another image takes its place' in run.stdout

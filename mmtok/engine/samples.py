@@ -174,6 +174,11 @@ def check_annotations(annotations: object, dataset: Dataset) -> None:
         classes = base.metainfo.get('classes') or ()
         if not set(classes) <= set(listed):
             raise ConfigError(missing_classes(classes, listed, 'the ann_file of the evaluator'))
+        in_file = [name for name in listed if name in classes]
+        if in_file != list(classes):
+            print_log(f'mmdet numbers classes in the order of the annotation file, which is {", ".join(in_file[:10])}, '
+                      'and not in that of metainfo.classes: pictures will show wrong names; put metainfo.classes in '
+                      'this order', logger='current', level=logging.WARNING)
         images = [base.get_data_info(index).get('img_id') for index in range(len(base))]
         others = [image for image in images if image not in annotations.imgs]
         if others:
