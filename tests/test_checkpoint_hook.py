@@ -12,6 +12,7 @@ from mmengine.logging import MessageHub
 
 from mmtok.engine import checkpoint_hook
 from mmtok.engine.checkpoint_hook import CheckpointHook, write_whole
+from mmtok.errors import ConfigError
 
 
 class StubRunner(SimpleNamespace):
@@ -82,6 +83,12 @@ def test_one_of_two_best_checkpoints_cannot_be_written(runner, full, tmp_path):
     assert set(files(tmp_path)) == {'best_mIoU_iter_1.pth', 'best_aAcc_iter_1.pth', 'iter_2.pth'}
     assert {Path(path).name for path in hook.best_ckpt_path_dict.values()} == {
         'best_mIoU_iter_1.pth', 'best_aAcc_iter_1.pth'}
+
+
+def test_a_best_of_a_metric_that_there_is_not(runner):
+    hook = make_hook(runner, save_best='mAP')
+    with pytest.raises(ConfigError, match=r"save_best names 'mAP', but a validation gives coco/bbox_mAP: go on with"):
+        save(hook, runner, 1, **{'coco/bbox_mAP': 0.1})
 
 
 @pytest.mark.parametrize('refused', ['iter_2', 'last_checkpoint'])

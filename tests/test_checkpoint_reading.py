@@ -22,6 +22,7 @@ from timm.models._hub import save_for_hf
 from mmtok.backbones import DeiT
 from mmtok.checkpoint import read_checkpoint
 from mmtok.checkpoint.archive import STORAGES
+from mmtok.checkpoint.reading import check_readable
 from mmtok.errors import CheckpointError, ConfigError
 
 NANO = dict(embed_dims=16, depth=2, num_heads=2)
@@ -97,6 +98,26 @@ def refused(checkpoint, message, **options):
     text = str(caught.value)
     assert message in text and '\n' not in text and text.endswith('training starts from scratch)'), text
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('content, message', [
+    (None, 'does not exist: put it there'), ('half', 'is damaged or cut short'), ('legacy', 'is damaged or cut short'),
+    ('safetensors', r'is a .safetensors file, which mmengine does not load: write it as .pth')])
+def test_what_mmengine_cannot_load_is_said_before_it_tries(content, message, tmp_path):
+    path, state = tmp_path / 'x.pth', dict(weight=torch.ones(1000))
+    if content == 'safetensors':
+        save_file(state, path)
+    elif content:
+        torch.save(state, path, _use_new_zipfile_serialization=content != 'legacy')
+        check_readable(str(path))
+        path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(CheckpointError, match=message):
+        check_readable(str(path))
+
+
+def test_what_mmengine_loads_itself_is_not_looked_at():
+    for place in (None, 'https://nowhere/x.pth', 's3://bucket/x.pth'):
+        check_readable(place)
 
 
 def test_a_cut_safetensors_file(tmp_path):

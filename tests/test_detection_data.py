@@ -1,6 +1,5 @@
 """Detection data that a user has: empty images, thin boxes, grey and narrow images, annotations without images."""
 
-import io
 import json
 import math
 import re
@@ -9,11 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
-from safetensors.torch import save
 
 from conftest import ROOT, logged_steps
+from mmtok.engine.runner import Runner
+from mmtok.errors import ConfigError, DataError
 from test_detection_configs import CASCADE, DRAWN, RETINANET, SMALL_TRAIN
 
 sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
@@ -102,6 +103,27 @@ def misspell_a_class(root):
     path.write_text(path.read_text().replace('"disc"', '"disk"'))
 
 
+def without(part: str, key: str):
+    """Annotations whose images or objects lack a key."""
+    def spoil(root):
+        path = root / 'annotations' / 'instances_train2017.json'
+        found = json.loads(path.read_text())
+        for item in found[part]:
+            del item[key]
+        path.write_text(json.dumps(found))
+    return spoil
+
+
+def spoil_format(root):
+    (root / 'annotations' / 'instances_train2017.json').write_text('<html>')
+
+
+def repeat_annotation(root):
+    path = root / 'annotations' / 'instances_train2017.json'
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(found, annotations=found['annotations'] * 2)))
+
+
 def spoil_metric(root, change) -> list[str]:
     """An annotation file of the metric alone."""
     found = json.loads((root / 'annotations' / 'instances_val2017.json').read_text())
@@ -120,35 +142,46 @@ def fewer_classes(found):
     found['categories'] = [item for item in found['categories'] if item['name'] != 'ring']
 
 
-def write_checkpoint(root, content: bytes) -> list[str]:
-    (root / 'x.pth').write_bytes(content)
-    return [f'load_from={root}/x.pth']
+BAD_ANNOTATIONS = {
+    'a class': (misspell_a_class, r"instances_train2017.json has no category 'disc' of the 5 in the data set's "
+                                  r"metainfo.classes; it has 'disk', 'ring', .*: write the names alike"),
+    'classes': (spoil_classes, r'CocoDataset found no image with .*: see whether ann_file lists images there, and '
+                               'whether metainfo.classes'),
+    'segmentations': (without('annotations', 'segmentation'),
+                      r'train2017/\d.jpg has an object without a segmentation, but this pipeline loads masks'),
+    'areas': (without('annotations', 'area'), r"instances_train2017.json' \(ann_file\) lacks 'area', in its images or"),
+    'sizes': (without('images', 'height'), r"instances_train2017.json' \(ann_file\) lacks 'height'"),
+    'format': (spoil_format, r'CocoDataset: the file of its annotations is no JSON \(Expecting value'),
+    'identities': (repeat_annotation, r'CocoDataset: Annotation ids in .* are not unique'),
+}
 
 
-def truncated_checkpoint() -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(state_dict=dict(weight=torch.zeros(1000))), buffer)
-    return buffer.getvalue()[:3000]
+@pytest.mark.parametrize('case', BAD_ANNOTATIONS)
+def test_annotations_that_cannot_be_trained_on(case, odd):
+    spoil, sentence = BAD_ANNOTATIONS[case]
+    spoil(odd)
+    loader = Config.fromfile(MASK_RCNN).train_dataloader
+    loader.update(num_workers=0, batch_sampler=None)
+    loader.dataset.data_root = str(odd)
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises((ConfigError, DataError), match=sentence):
+        data = Runner.build_dataloader(loader).dataset
+        for index in range(len(data)):
+            data[index]
 
 
 WRONG = {
-    'a class': (misspell_a_class, r"instances_train2017.json has no category 'disc' of the 5 in the data set's "
-                                  r"metainfo.classes; it has 'disk', 'ring', .*: write the names alike"),
+    'a metric': (['val_evaluator.metric=mAP'], r"the evaluator cannot be built: metric should be one of 'bbox', "),
+    'batch': (['train_dataloader.batch_size=0'], 'batch_size of a dataloader=0 must be a whole number of at least 1'),
+    'channels of the neck': (['model.neck.out_channels=48'],
+                             r'model.rpn_head.in_channels=\d+, but model.neck.out_channels=48: make them equal'),
     'classes of the metric': (lambda root: spoil_metric(root, fewer_classes),
                               r"the ann_file of the evaluator has no category 'ring' of the 5"),
     'images of the metric': (lambda root: spoil_metric(root, other_images),
                              r'the ann_file of the evaluator lacks 3 of the 3 images of .*instances_val2017.json, '
                              'such as the id 1: name the same file'),
-    'no checkpoint': (['load_from=gone.pth'], "checkpoint 'gone.pth' does not exist: put it there or name another"),
-    'a text as checkpoint': (lambda root: write_checkpoint(root, b'text'), 'x.pth\' is a text file, not a checkpoint'),
-    'half a checkpoint': (lambda root: write_checkpoint(root, truncated_checkpoint()),
-                          "x.pth' is damaged or cut short"),
-    'safetensors': (lambda root: write_checkpoint(root, save(dict(x=torch.zeros(1)))),
-                    "x.pth' is a .safetensors file, which mmengine does not load"),
+    'checkpoint': (['load_from=gone.pth'], "checkpoint 'gone.pth' does not exist: put it there or name another"),
     'image': (spoil_image, r'train2017/2.jpg is not there, but the data set lists it'),
     'list': (spoil_list, r'CocoDataset: .*instances_train2017.json is not there; name the right folder'),
-    'classes': (spoil_classes, r'CocoDataset found no image with .*: see whether ann_file lists images there, and '
-                               'whether metainfo.classes'),
     'padding before the preprocessor': (
         ['train_dataloader.dataset.pipeline.2.type=Pad'],
         r'train_dataloader.dataset.pipeline.2 \(Pad\) pads images before they are normalised'),
@@ -168,10 +201,13 @@ def test_what_is_missing_is_said_in_one_sentence(case, odd, fork_tool, tmp_path)
 
 
 def test_a_damaged_image_is_skipped(drawn_coco, fork_tool, tmp_path):
-    """And annotations need no `info`, which newer pycocotools ask for after the first epoch; their order is told."""
+    """And annotations need no `info` or `iscrowd`, which pycocotools ask for after the first epoch; the order of their
+    categories is told."""
     root = shutil.copytree(drawn_coco, tmp_path / 'data')
     annotations = root / 'annotations' / 'instances_val2017.json'
     found = json.loads(annotations.read_text())
+    for item in found['annotations']:
+        del item['iscrowd']
     annotations.write_text(json.dumps(dict(images=found['images'], annotations=found['annotations'],
                                            categories=found['categories'][::-1])))
     bad = next((root / 'train2017').iterdir())

@@ -63,6 +63,10 @@ class ExplainedRunner(MMEngineRunner):
                     raise
                 raise ConfigError(f'{error.filename!r} ({", ".join(paths)}) is not there: name the file that '
                                   "belongs to the data of the loader (mmtok's configs: COCO_ROOT sets both)") from error
+            except KeyError as error:
+                if ' ' not in str(error.args[0]):  # a key that is missing somewhere, not a sentence
+                    raise
+                raise ConfigError(f'the evaluator cannot be built: {error.args[0]}') from error
 
     def build_train_loop(self, loop):
         with explained_arguments('train_cfg', loop):

@@ -166,9 +166,17 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.failure = failures[0] if failures and is_main_process() else None
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """mmengine's, survived; the previous best goes after the new one is written."""
+        """mmengine's, survived; the previous best goes after the new one is written.
+
+        Raises:
+            ConfigError: A validation has no metric of the name in `save_best`.
+        """
         if not self.save_best:
             return
+        unknown = [name for name in self.key_indicators if name not in ('auto', *metrics)]
+        if unknown:
+            raise ConfigError(f'default_hooks.checkpoint.save_best names {", ".join(map(repr, unknown))}, but a '
+                              f'validation gives {", ".join(metrics)}: go on with --resume and one of these')
         backend = self.file_backend
         with self.surviving(runner, 'the best checkpoint'):
             self.file_backend = late = LateRemoval(backend)

@@ -22,6 +22,8 @@ class ChecksData:
             annotations = getattr(metric, '_coco_api', None)
             if annotations is not None:
                 annotations.dataset.setdefault('info', {})  # newer pycocotools copy it at the end, and fail without
+                for annotation in annotations.anns.values():
+                    annotation.setdefault('iscrowd', 0)  # as mmdet's data sets read it
                 check_annotations(annotations, self.dataloader.dataset)
 
     def run_iter(self, idx: int, data_batch: dict) -> None:

@@ -64,6 +64,7 @@ def check_model(model: nn.Module, cfg: dict) -> None:
     for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
         check_image_size(cfg, backbone.patch_size)
         check_outputs(backbone, cfg.get('model') or {})
+        check_neck(cfg.get('model') or {})
         check_padding(backbone, getattr(model, 'data_preprocessor', None), cfg)
 
 
@@ -104,6 +105,21 @@ def check_outputs(backbone: TokenBackbone, model_cfg: dict) -> None:
         if as_list(wanted) != [given[i] for i in index]:
             raise ConfigError(f'model.{key}.in_channels={wanted}, but {name} gives it maps of '
                               f'{[given[i] for i in index]} channels: make them equal')
+
+
+def check_neck(model_cfg: dict) -> None:
+    """What takes a neck's maps expects as many channels as they have."""
+    neck, roi_head = model_cfg.get('neck'), model_cfg.get('roi_head') or {}
+    given = neck.get('out_channels') if isinstance(neck, dict) else None
+    takers = [(f'model.{key}', model_cfg.get(key), 'in_channels')
+              for key in ('decode_head', 'auxiliary_head', 'rpn_head', 'bbox_head')]
+    takers += [(f'model.roi_head.{key}', roi_head.get(key), 'out_channels')
+               for key in ('bbox_roi_extractor', 'mask_roi_extractor')]
+    for path, taker, key in takers if isinstance(given, int) else ():
+        for one in as_list(taker):
+            wanted = one.get(key) if isinstance(one, dict) else None
+            if any(count != given for count in as_list(wanted)):
+                raise ConfigError(f'{path}.{key}={wanted}, but model.neck.out_channels={given}: make them equal')
 
 
 def type_name(cfg: dict) -> str:

@@ -20,7 +20,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from torch.utils.data import DataLoader
 
 from ..checkpoint.reading import check_readable
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError, StorageError, check_positive_int
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
@@ -111,6 +111,8 @@ class Runner(ExplainedRunner):
         """mmengine's, of data sets that are not empty and name their bad files or skip them with a warning."""
         if not isinstance(dataloader, dict):
             return dataloader
+        if 'batch_size' in dataloader:
+            check_positive_int('batch_size of a dataloader', dataloader['batch_size'])
         if not dataloader.get('num_workers'):  # torch refuses options of workers where there are none
             dataloader = dataloader.copy()
             for key in ('persistent_workers', 'prefetch_factor'):

@@ -1,6 +1,7 @@
 """Data sets whose bad files are named: what cannot be decoded, masks that do not fit, labels out of range."""
 
 import contextlib
+import json
 import logging
 import os
 import struct
@@ -95,6 +96,10 @@ class CheckedPipeline(Compose):
             except Exception as error:
                 if name.startswith('Load') and is_about_content(error):
                     return self.skipped.add(file, error, self.skip_undecodable)
+                if isinstance(error, KeyError) and error.args == ('mask',):  # mmdet's
+                    raise DataError(f'{image} has an object without a segmentation, but this pipeline loads masks: '
+                                    'add it to the annotations, take the object out, or train a detector without '
+                                    'masks') from error
                 print_log(f'{name} failed on {file}', logger='current', level=logging.ERROR)
                 raise
             if sample is None:
@@ -200,7 +205,7 @@ def explained_data(cfg: dict) -> Iterator[None]:
     """One sentence where mmengine builds the data set of this config and cannot find it.
 
     Raises:
-        ConfigError: A folder or list is missing, or empty.
+        ConfigError: A folder or list is missing, empty, or not in the format that it should have.
     """
     kind = cfg.get('type') if isinstance(cfg, dict) else type(cfg).__name__
     try:
@@ -208,10 +213,22 @@ def explained_data(cfg: dict) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ConfigError(f'{kind}: {error.filename or error} is not there; name the right folder or file in '
                           'data_root, data_prefix or ann_file') from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'{kind}: the file of its annotations is no JSON ({error}): name the right '
+                          'ann_file') from error
     except ValueError as error:
         if 'need at least one array to concatenate' not in str(error):  # numpy's, from serializing an empty list
             raise
         raise ConfigError(nothing_found(cfg, kind)) from error
+    except KeyError as error:
+        if not (isinstance(cfg, dict) and cfg.get('ann_file') and str(error.args[0]).isidentifier()):
+            raise
+        raise ConfigError(f'{kind}: {cfg["ann_file"]!r} (ann_file) lacks {error.args[0]!r}, in its images or '
+                          'annotations or beside them: complete it, see the format of the data set') from error
+    except AssertionError as error:
+        if not str(error):
+            raise
+        raise ConfigError(f'{kind}: {error}') from error
 
 
 @contextlib.contextmanager
