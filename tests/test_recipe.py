@@ -179,6 +179,25 @@ def test_merged_groups_step_as_those_of_each_parameter():
         assert torch.allclose(ours[name], weight, rtol=1e-6, atol=1e-8), name
 
 
+@pytest.mark.parametrize('optimizer', [dict(type='AdamW', lr=0.1), dict(type='SGD', lr=0.1, momentum=0.9)])
+def test_parameters_are_stepped_together_to_the_same_bits(optimizer):
+    """Also on the CPU, and the config, which is part of what a training is told by, stays as it was."""
+    found = []
+    for options in ({}, dict(foreach=False)):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        cfg = ConfigDict(type='OptimWrapper', constructor='mmtok.OptimWrapperConstructor',
+                         optimizer={**optimizer, **options})
+        wrapper = build_optim_wrapper(model, cfg)
+        assert cfg.optimizer == {**optimizer, **options}
+        for _ in range(5):
+            wrapper.update_params(model(torch.ones(5, 3)).square().sum())
+        found.append((wrapper.optimizer.param_groups[0]['foreach'], model.state_dict()))
+    (together, ours), (each, theirs) = found
+    assert (together, each) == (True, False)
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
 def test_shared_parameters_are_not_stepped_twice():
     one, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     other.weight = one.weight

@@ -1,6 +1,10 @@
 """Optimizers with few parameter groups."""
 
+from collections.abc import Collection
+from inspect import signature
+
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from ..errors import ConfigError
@@ -13,10 +17,12 @@ KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dw
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor, with the parameters of equal options in one group.
+    """mmengine's default constructor, with the parameters of equal options in one group, stepped together.
 
     mmengine gives each parameter a group of its own when there is a `paramwise_cfg`, so that an optimizer steps them
-    one by one. The groups of timm's scripts, which this gives, are stepped by torch's multi-tensor kernels on a GPU.
+    one by one. The groups of timm's scripts, which this gives, are stepped by torch's multi-tensor functions; without
+    `foreach` or `fused` in the config also on the CPU, where torch by itself does not, with the same bits in half the
+    time.
 
     Raises:
         ConfigError: When `paramwise_cfg` has a key that nothing reads, or modules share parameters, and
@@ -28,6 +34,8 @@ class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         known = (*KEYS, *self.OWN_KEYS)
+        if 'foreach' in arguments_of(self.optimizer_cfg) and 'fused' not in self.optimizer_cfg:
+            self.optimizer_cfg = {'foreach': True, **self.optimizer_cfg}
         if unknown := [key for key in self.paramwise_cfg if key not in known]:
             raise ConfigError(f'optim_wrapper.paramwise_cfg has no option {", ".join(unknown)} with '
                               f'mmtok.{type(self).__name__}; it takes {", ".join(known)}')
@@ -45,6 +53,15 @@ class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def set_options(self, params: list[dict], module: nn.Module) -> None:
         """Changes the options of groups that still hold one parameter each."""
+
+
+def arguments_of(optimizer_cfg: dict) -> Collection[str]:
+    """The names of what an optimizer of the registry takes."""
+    kind = optimizer_cfg.get('type')
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return signature(kind).parameters if callable(kind) else ()
 
 
 def merge(groups: list[dict]) -> list[dict]:
