@@ -3,12 +3,16 @@
 import re
 import shutil
 
+import mmseg.models  # noqa: F401  registers its models
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from conftest import ROOT, logged_steps
+from mmtok.engine.building import explained_arguments
+from mmtok.errors import ConfigError
 
 CONFIG = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
 BAD = 'bad'  # the stem of the spoilt image and mask
@@ -246,3 +250,14 @@ def test_evaluation_alone(drawn_ade, tmp_path):
     cfg.val_dataloader.dataset.data_root = str(drawn_ade)
     cfg.log_level, cfg.visualizer.name = 'ERROR', 'alone'  # mmengine keeps visualizers by name, with their folders
     assert 'mIoU' in Runner.from_cfg(cfg).val()
+
+
+@pytest.mark.parametrize('name, hint', [('Swin', "; is 'mmtok.Swin' meant"), ('mmtok.Swim', "; is 'mmtok.Swin' meant"),
+                                        ('Nothing', ': correct it, or have custom_imports')])
+def test_a_class_that_is_not_registered(name, hint):
+    cfg = dict(type='EncoderDecoder', backbone=dict(type=name), decode_head=dict(type='FCNHead'))
+    with (DefaultScope.overwrite_default_scope('mmseg'), pytest.raises(ConfigError) as caught,
+          explained_arguments('model', cfg)):
+        MODELS.build(cfg)
+    start = f"'{name}' (model.backbone.type) is the name of no class that is registered{hint}"
+    assert str(caught.value).startswith(start)

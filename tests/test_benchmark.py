@@ -29,15 +29,13 @@ def run_benchmark(tmp_path, *arguments) -> tuple[str, list[dict]]:
 
 
 def test_moto_command(tmp_path):
-    """With a call that takes too long, and one that does not fit into the memory of any machine."""
-    methods = ['mmtok', 'mmtok, from logits', 'formula, loop', 'self-attention']
-    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x32x32', '1x16x64x64', '1x16x1024x1024',
-                                 '--repeats', '2', '--device', 'cpu', '--patience', '0.5', '--methods', *methods)
-    assert len(rows) == 2 * 3 * len(methods) and output.count('the faster formula takes') == 6
+    """With a call that does not fit into the memory of any machine."""
+    methods = ['mmtok', 'mmtok, from logits', 'self-attention']
+    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x32x32', '1x16x1024x1024', '--repeats', '2',
+                                 '--device', 'cpu', '--methods', *methods)
+    assert len(rows) == 2 * 2 * len(methods)
     measured = {(row['method'], row['shape'], row['direction']): row for row in rows}
-    assert float(measured['mmtok', '1x16x64x64', 'forward']['over_floor']) > 1
-    slow = measured['formula, loop', '1x16x1024x1024', 'forward']
-    assert (slow['repeats'], slow['peak_mib']) == ('1', '') and float(slow['ms_median']) > 500
+    assert float(measured['mmtok', '1x16x1024x1024', 'forward']['over_floor']) > 1
     too_large = measured['self-attention', '1x16x1024x1024', 'forward']
     assert too_large['note'] == 'out of memory' and not too_large['ms_median']
     peak = float(measured['mmtok', '1x16x1024x1024', 'forward']['peak_mib'])
@@ -45,6 +43,18 @@ def test_moto_command(tmp_path):
     assert re.search(r'^mmtok, from logits, forward: time a pixel from 32 to 1024 within a factor of', output, re.M)
     assert '1024: ' in output and '(paper, another GPU: 18.42)' in output
     assert (tmp_path / 'out.png').stat().st_size > 10_000
+
+
+def test_moto_command_does_not_wait_for_what_is_slow(tmp_path):
+    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x64x64', '1x16x128x128', '1x16x256x256',
+                                 '--repeats', '2', '--device', 'cpu', '--patience', '0.001', '--methods', 'mmtok',
+                                 'formula, loop')
+    assert output.count('the faster formula takes') >= 2
+    measured = {(row['method'], row['shape'], row['direction']): row for row in rows}
+    slow = measured['formula, loop', '1x16x64x64', 'forward']
+    assert (slow['repeats'], slow['peak_mib']) == ('1', '') and float(slow['ms_median']) > 1
+    for shape in ('1x16x128x128', '1x16x256x256'):
+        assert measured['formula, loop', shape, 'forward']['note'] == 'over 0.001 s at 1x16x64x64'
 
 
 def test_backbones_command(tmp_path):

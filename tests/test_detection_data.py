@@ -169,6 +169,14 @@ def test_annotations_that_cannot_be_trained_on(case, odd):
             data[index]
 
 
+def test_one_class_is_no_string(odd):
+    loader = Config.fromfile(MASK_RCNN).train_dataloader
+    loader.update(num_workers=0, batch_sampler=None)
+    loader.dataset.update(data_root=str(odd), metainfo=dict(classes='disc'))
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(ConfigError, match=r"write \('disc',\) for one"):
+        Runner.build_dataloader(loader)
+
+
 WRONG = {
     'a metric': (['val_evaluator.metric=mAP'], r"the evaluator cannot be built: metric should be one of 'bbox', "),
     'batch': (['train_dataloader.batch_size=0'], 'batch_size of a dataloader=0 must be a whole number of at least 1'),

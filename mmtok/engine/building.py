@@ -1,11 +1,14 @@
 """mmengine's ways to build what a config names, with one sentence about an option that there is not."""
 
 import contextlib
+import difflib
 import re
 from collections.abc import Iterator
 
+from mmengine.registry import Registry
 from mmengine.runner import Runner as MMEngineRunner
 
+from .. import registry
 from ..errors import ConfigError
 from .settings import settings
 
@@ -15,13 +18,22 @@ HOOKS_OF_MMENGINE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_s
 
 @contextlib.contextmanager
 def explained_arguments(where: str, cfg) -> Iterator[None]:
-    """One sentence where what is built from a part of the config gets an argument that it does not have.
+    """One sentence where a part of the config names a class that there is not, or gives one an argument too many.
 
     Raises:
         ConfigError: Names the setting and the class.
     """
     try:
         yield
+    except KeyError as error:
+        found = re.search(r"([\w.]+) is not in the [\w: ]+ registry", str(error.args[0]))
+        paths = [path for path, value in settings(cfg, where) if found and value == found[1]]
+        if not paths:
+            raise
+        near = difflib.get_close_matches(found[1].split('.')[-1], names_of_ours(), 1)
+        raise ConfigError(f'{found[1]!r} ({paths[0]}) is the name of no class that is registered'
+                          + (f'; is \'mmtok.{near[0]}\' meant?' if near else ': correct it, or have custom_imports '
+                             'import what registers it')) from error
     except TypeError as error:
         found = re.search(r"([\w.]+?)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
         paths = [path for path, _ in settings(cfg, where) if found and found[2] in path.split('.')]
@@ -31,6 +43,16 @@ def explained_arguments(where: str, cfg) -> Iterator[None]:
         raise ConfigError(f'{name} has no option {found[2]!r} ({paths[0]}): correct its name, or remove it; where a '
                           'config changes the type of what it inherits, _delete_=True in the dict drops the options of '
                           'the other type') from error
+
+
+def names_of_ours() -> list[str]:
+    """Of all that mmtok registers, without the scope."""
+    names = []
+    for found in vars(registry).values():
+        if isinstance(found, Registry) and found.scope == 'mmtok':
+            found.import_from_location()
+            names += found.module_dict
+    return names
 
 
 class ExplainedRunner(MMEngineRunner):

@@ -13,7 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from ..checkpoint.reading import read_checkpoint
-from ..errors import ConfigError, StorageError
+from ..errors import CheckpointError, ConfigError, StorageError
 from .preflight import describe_misfit
 from .settings import changed_settings, describe, parse
 
@@ -61,7 +61,10 @@ def read_resumed(path: str) -> dict:
     try:
         checkpoint = dict(torch.load(path, map_location='cpu', weights_only=False, mmap=True))
     except Exception:  # torch's older format cannot be mapped; all else is damaged, which this says better
-        checkpoint = read_checkpoint(path, weights_only=False)
+        try:
+            checkpoint = read_checkpoint(path, weights_only=False)
+        except CheckpointError as error:
+            raise CheckpointError(f'{error}, or {ANOTHER}') from error
     if not isinstance(checkpoint.get('meta'), dict) or 'state_dict' not in checkpoint:
         raise StorageError(f'{path!r} is no checkpoint of a training, which holds its state beside the weights: '
                            f'{ANOTHER}, or start from these weights by load_from, without --resume')

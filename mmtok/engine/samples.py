@@ -92,7 +92,8 @@ class CheckedPipeline(Compose):
             try:
                 sample = transform(sample)
             except FileNotFoundError as error:
-                raise DataError(f'{error.filename or file} is not there, but the data set lists it') from error
+                raise DataError(f'{error.filename or file} is not there, but the data set lists it: put it there, or '
+                                'name the right folder in data_root or data_prefix') from error
             except Exception as error:
                 if name.startswith('Load') and is_about_content(error):
                     return self.skipped.add(file, error, self.skip_undecodable)
@@ -208,6 +209,10 @@ def explained_data(cfg: dict) -> Iterator[None]:
         ConfigError: A folder or list is missing, empty, or not in the format that it should have.
     """
     kind = cfg.get('type') if isinstance(cfg, dict) else type(cfg).__name__
+    classes = (cfg.get('metainfo') or {}).get('classes') if isinstance(cfg, dict) else None
+    if isinstance(classes, str) and not os.path.isfile(classes):  # which mmengine reads
+        raise ConfigError(f'{kind}: metainfo.classes={classes!r} is a string, of which each letter would be a class: '
+                          f'write ({classes!r},) for one class')
     try:
         yield
     except FileNotFoundError as error:
