@@ -138,6 +138,11 @@ def other_images(found):
     found['annotations'] = []
 
 
+def from_zero(found):
+    for item in found['annotations']:
+        item['category_id'] -= 1
+
+
 def fewer_classes(found):
     found['categories'] = [item for item in found['categories'] if item['name'] != 'ring']
 
@@ -151,7 +156,7 @@ BAD_ANNOTATIONS = {
                       r'train2017/\d.jpg has an object without a segmentation, but this pipeline loads masks'),
     'areas': (without('annotations', 'area'), r"instances_train2017.json' \(ann_file\) lacks 'area', in its images or"),
     'sizes': (without('images', 'height'), r"instances_train2017.json' \(ann_file\) lacks 'height'"),
-    'format': (spoil_format, r'CocoDataset: the file of its annotations is no JSON \(Expecting value'),
+    'format': (spoil_format, r"CocoDataset: '.*json' \(ann_file\) is no JSON, or cut short \(Expecting value"),
     'identities': (repeat_annotation, r'CocoDataset: Annotation ids in .* are not unique'),
 }
 
@@ -183,9 +188,12 @@ WRONG = {
     'channels of the neck': (['model.neck.out_channels=48'],
                              r'model.rpn_head.in_channels=\d+, but model.neck.out_channels=48: make them equal'),
     'classes of the metric': (lambda root: spoil_metric(root, fewer_classes),
-                              r"the ann_file of the evaluator has no category 'ring' of the 5"),
+                              r"val_evaluator.ann_file='.*other.json' has no category 'ring' .*, or name the file of"),
+    'categories from 0': (lambda root: spoil_metric(root, from_zero),
+                          r"\d+ of \d+ annotations in val_evaluator.ann_file='.*other.json' have a category_id, such "
+                          r"as 0, that is none of the file's \(1, 2, 3, 4, 5\)"),
     'images of the metric': (lambda root: spoil_metric(root, other_images),
-                             r'the ann_file of the evaluator lacks 3 of the 3 images of .*instances_val2017.json, '
+                             r"val_evaluator.ann_file='.*other.json' lacks 3 of the 3 images of .*val2017.json, "
                              'such as the id 1: name the same file'),
     'checkpoint': (['load_from=gone.pth'], "checkpoint 'gone.pth' does not exist: put it there or name another"),
     'image': (spoil_image, r'train2017/2.jpg is not there, but the data set lists it'),

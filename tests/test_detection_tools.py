@@ -68,6 +68,14 @@ def test_test_time_augmentation_of_retinanet(drawn_coco, fork_tool, tmp_path):
     assert run.returncode == 0 and 'coco/bbox_mAP' in run.stdout, run.stdout[-3000:]
 
 
+def test_masks_are_not_asked_of_retinanet(drawn_coco, fork_tool, tmp_path):
+    run = fork_tool('mmdet/train', RETINANET, '--work-dir', tmp_path / 'work', '--cfg-options', *small(RETINANET),
+                    *DRAWN['retinanet'], 'val_evaluator.metric=[bbox,segm]', cwd=tmp_path,
+                    env={'COCO_ROOT': str(drawn_coco)})
+    assert run.returncode == 1 and 'Traceback' not in run.stdout and 'Epoch(train)' not in run.stdout
+    assert run.stdout.strip().splitlines()[-1].startswith("mmtok: val_evaluator.metric asks for 'segm', but no")
+
+
 def test_no_test_time_augmentation_of_masks(trained, drawn_coco, fork_tool, tmp_path):
     run = fork_tool('mmdet/test', DEMO, trained / 'epoch_2.pth', '--tta', '--cfg-options', *data_options(drawn_coco),
                     cwd=tmp_path)
@@ -83,6 +91,14 @@ def test_a_checkpoint_to_test_that_is_cut_short(trained, drawn_coco, fork_tool, 
     run = fork_tool('mmdet/test', DEMO, half, '--cfg-options', *data_options(drawn_coco), cwd=tmp_path)
     assert run.returncode == 1 and 'Traceback' not in run.stdout, run.stdout[-1000:]
     assert run.stdout.strip().splitlines()[-1].startswith(f"mmtok: checkpoint '{half}' is damaged or cut short")
+
+
+def test_a_checkpoint_of_another_model_is_not_tested(trained, drawn_coco, fork_tool, tmp_path):
+    run = fork_tool('mmdet/test', DEMO, trained / 'epoch_2.pth', '--cfg-options', *data_options(drawn_coco),
+                    'model.roi_head.mask_head.conv_out_channels=32', cwd=tmp_path)
+    assert run.returncode == 1 and 'Traceback' not in run.stdout and 'Epoch(test)' not in run.stdout
+    assert re.match(r"mmtok: the checkpoint '\S+/epoch_2.pth' does not fit the model of the config: the shapes "
+                    r"differ in \d+ of their tensors, such as 'roi_head.mask_head", run.stdout.strip().splitlines()[-1])
 
 
 def test_browsing_draws_what_is_trained_on(drawn_coco, run_tool, tmp_path):

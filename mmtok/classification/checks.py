@@ -1,13 +1,10 @@
 """Whether training, validation and checkpoint are about the same classes and the same model."""
 
-from collections.abc import Mapping
-
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
 
-from ..engine.preflight import check_classes, compare_classes, describe_misfit
+from ..engine.preflight import check_classes, compare_classes, describe_misfit, tensors_of, tested
 from ..engine.settings import changed_settings, describe, parse
 from ..errors import ConfigError
 from .images import ImageDataset
@@ -51,10 +48,7 @@ class CheckedCheckpoint(Hook):
         check_classes(runner.cfg, metainfo or {})
         compare_classes((checkpoint.get('meta') or {}).get('dataset_meta'), 'the checkpoint', metainfo, 'the test data')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        found, wanted = checkpoint.get('state_dict', checkpoint), model.state_dict()
-        found = {name: value for name, value in found.items() if hasattr(value, 'shape')} if isinstance(
-            found, Mapping) else {}
-        if misfit := describe_misfit(tested(wanted), tested(found)):
+        if misfit := describe_misfit(tested(model.state_dict()), tested(tensors_of(checkpoint))):
             raise ConfigError(f'the checkpoint does not fit the model of the config: {misfit}; name the config that it '
                               'was trained with')
         before = parse((checkpoint.get('meta') or {}).get('cfg'))
@@ -63,8 +57,3 @@ class CheckedCheckpoint(Hook):
         if changes:
             runner.logger.warning('This model was trained with other settings than it is tested with: '
                                   f'{describe(changes)}.')
-
-
-def tested(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All but TokenProp's decoder, which published checkpoints leave out."""
-    return {name: tensor for name, tensor in tensors.items() if 'token_prop.' not in name}

@@ -193,8 +193,10 @@ def check_classes(cfg: dict, metainfo: dict) -> None:
     model = cfg.get('model') or {}
     heads = [('model', model, False)]  # a classifier has no head of its own in the config
     for path, owner in (('model', model), ('model.roi_head', model.get('roi_head') or {})):
-        heads += [(f'{path}.{name}', head, exact) for name, exact in CLASS_HEADS.items()
-                  for head in as_list(owner.get(name)) if not head.get('class_agnostic')]
+        for name, exact in CLASS_HEADS.items():
+            several = isinstance(owner.get(name), (list, tuple))
+            heads += [(f'{path}.{name}' + several * f'.{number}', head, exact)
+                      for number, head in enumerate(as_list(owner.get(name))) if not head.get('class_agnostic')]
     for path, head, exact in heads:
         known = head.get('num_classes')
         if isinstance(known, int) and count and (known != count if exact else known < count):
@@ -246,6 +248,18 @@ def describe_misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
              ('the shapes differ in {} of their tensors',
               [name for name in wanted if name in found and found[name].shape != wanted[name].shape])]
     return '; '.join(f'{what.format(len(names))}, such as {names[0]!r}' for what, names in parts if names)
+
+
+def tensors_of(checkpoint: Mapping) -> dict[str, Tensor]:
+    """By name, as mmengine reads them out of a file that was loaded."""
+    found = checkpoint.get('state_dict', checkpoint)
+    return {name.removeprefix('module.'): value for name, value in found.items() if hasattr(value, 'shape')
+            } if isinstance(found, Mapping) else {}
+
+
+def tested(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but TokenProp's decoder, which published checkpoints leave out."""
+    return {name: tensor for name, tensor in tensors.items() if 'token_prop.' not in name}
 
 
 def dicts_with(node, name: str, path: str) -> Iterator[tuple[str, dict]]:

@@ -169,17 +169,25 @@ def check_categories(dataset: BaseDataset) -> None:
     raise ConfigError(missing_classes(classes, [category['name'] for category in listed], dataset.ann_file))
 
 
-def check_annotations(annotations: object, dataset: Dataset) -> None:
+def check_annotations(annotations: object, dataset: Dataset, name: str) -> None:
     """A metric's annotation file, a `COCO` of pycocotools, holds the classes and images of the data that it judges.
 
+    `name` is what the config calls it.
+
     Raises:
-        ConfigError: It is that of others.
+        ConfigError: It is that of others, or annotations have a category that is none of the file's.
     """
     listed = [category['name'] for category in annotations.cats.values()]
+    unknown = [found['category_id'] for found in annotations.anns.values()
+               if found['category_id'] not in annotations.cats]
+    if unknown:
+        raise ConfigError(f'{len(unknown)} of {len(annotations.anns)} annotations in {name} have a category_id, such '
+                          f'as {unknown[0]!r}, that is none of the file\'s ({", ".join(map(repr, annotations.cats))}): '
+                          'mmdet would leave them out; mend the file, and that of the training images, too')
     for base in base_datasets(dataset):
         classes = base.metainfo.get('classes') or ()
         if not set(classes) <= set(listed):
-            raise ConfigError(missing_classes(classes, listed, 'the ann_file of the evaluator'))
+            raise ConfigError(f'{missing_classes(classes, listed, name)}, or name the file of these data')
         in_file = [name for name in listed if name in classes]
         if in_file != list(classes):
             print_log(f'mmdet numbers classes in the order of the annotation file, which is {", ".join(in_file[:10])}, '
@@ -188,9 +196,8 @@ def check_annotations(annotations: object, dataset: Dataset) -> None:
         images = [base.get_data_info(index).get('img_id') for index in range(len(base))]
         others = [image for image in images if image not in annotations.imgs]
         if others:
-            raise ConfigError(f'the ann_file of the evaluator lacks {len(others)} of the {len(images)} images of '
-                              f'{base.ann_file}, such as the id {others[0]!r}: name the same file in '
-                              'val_evaluator.ann_file as in val_dataloader.dataset.ann_file, and so for test')
+            raise ConfigError(f'{name} lacks {len(others)} of the {len(images)} images of {base.ann_file}, such as the '
+                              f'id {others[0]!r}: name the same file in the evaluator as in the dataset')
 
 
 def missing_classes(classes: Sequence[str], listed: Sequence[str], file: str) -> str:
@@ -219,8 +226,9 @@ def explained_data(cfg: dict) -> Iterator[None]:
         raise ConfigError(f'{kind}: {error.filename or error} is not there; name the right folder or file in '
                           'data_root, data_prefix or ann_file') from error
     except json.JSONDecodeError as error:
-        raise ConfigError(f'{kind}: the file of its annotations is no JSON ({error}): name the right '
-                          'ann_file') from error
+        file = cfg.get('ann_file') if isinstance(cfg, dict) else None
+        raise ConfigError(f'{kind}: {file!r} (ann_file) is no JSON, or cut short ({error}): name the right '
+                          'file') from error
     except ValueError as error:
         if 'need at least one array to concatenate' not in str(error):  # numpy's, from serializing an empty list
             raise
