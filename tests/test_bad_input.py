@@ -204,7 +204,8 @@ def test_labels_to_ignore_are_in_range(train, data, tmp_path):
 def test_a_mask_that_is_missing(train, data):
     add(data, Image.fromarray(noise(128, 128)))
     mask_file(data).unlink()
-    assert last_sentence(train()) == f'mmtok: {mask_file(data)} is not there, but the data set lists it'
+    assert last_sentence(train()) == (f'mmtok: {mask_file(data)} is not there, but the data set lists it: put it '
+                                      'there, or name the right folder in data_root or data_prefix')
 
 
 def test_an_empty_image_folder(train, data):
