@@ -8,7 +8,6 @@ import os
 
 from mmengine.registry import RUNNERS
 
-from mmtok.checkpoint.reading import check_readable
 from mmtok.classification.checks import CheckedCheckpoint
 from mmtok.engine.options import DictAction
 from train_classifier import load_config
@@ -27,7 +26,6 @@ def main() -> None:
     cfg = load_config(args)
     if args.work_dir is None and 'work_dir' not in (args.cfg_options or {}):
         cfg.work_dir = os.path.join(cfg.work_dir, 'test')  # beside the config of the training, which stays as it was
-    check_readable(args.checkpoint)
     cfg.load_from = args.checkpoint
     runner = RUNNERS.build(cfg)
     runner.register_hook(CheckedCheckpoint())

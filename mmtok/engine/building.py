@@ -26,7 +26,7 @@ def explained_arguments(where: str, cfg) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        found = re.search(r"([\w.]+) is not in the [\w: ]+ registry", str(error.args[0]))
+        found = re.search(r"([\w.]+) is not in the [\w: ]+ registry", str(error))
         paths = [path for path, value in settings(cfg, where) if found and value == found[1]]
         if not paths:
             raise

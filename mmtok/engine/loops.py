@@ -23,9 +23,8 @@ class ChecksData:
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        model = self.runner.model
+        predicts_masks = any('mask' in name for name, _ in self.runner.model.named_modules())
         for metric in self.evaluator.metrics:
-            predicts_masks = any('mask' in name for name, _ in model.named_modules())
             if 'segm' in getattr(metric, 'metrics', ()) and not predicts_masks:
                 raise ConfigError(f"{self.evaluator_name}.metric asks for 'segm', but no part of the model predicts "
                                   'masks: leave it out')

@@ -178,8 +178,8 @@ def check_annotations(annotations: object, dataset: Dataset, name: str) -> None:
         ConfigError: It is that of others, or annotations have a category that is none of the file's.
     """
     listed = [category['name'] for category in annotations.cats.values()]
-    unknown = [found['category_id'] for found in annotations.anns.values()
-               if found['category_id'] not in annotations.cats]
+    unknown = [found.get('category_id') for found in annotations.anns.values()
+               if found.get('category_id') not in annotations.cats]
     if unknown:
         raise ConfigError(f'{len(unknown)} of {len(annotations.anns)} annotations in {name} have a category_id, such '
                           f'as {unknown[0]!r}, that is none of the file\'s ({", ".join(map(repr, annotations.cats))}): '
@@ -188,7 +188,7 @@ def check_annotations(annotations: object, dataset: Dataset, name: str) -> None:
         classes = base.metainfo.get('classes') or ()
         if not set(classes) <= set(listed):
             raise ConfigError(f'{missing_classes(classes, listed, name)}, or name the file of these data')
-        in_file = [name for name in listed if name in classes]
+        in_file = [category for category in listed if category in classes]
         if in_file != list(classes):
             print_log(f'mmdet numbers classes in the order of the annotation file, which is {", ".join(in_file[:10])}, '
                       'and not in that of metainfo.classes: pictures will show wrong names; put metainfo.classes in '
