@@ -254,7 +254,8 @@ def test_evaluation_alone(drawn_ade, tmp_path):
 
 
 @pytest.mark.parametrize('name, hint', [('Swin', "; is 'mmtok.Swin' meant"), ('mmtok.Swim', "; is 'mmtok.Swin' meant"),
-                                        ('Nothing', ': correct it, or have custom_imports')])
+                                        ('Nothing', ': correct it, or have custom_imports'),
+                                        ('TokenPropHok', ': correct it, or have'), ('DeitX', ': correct it, or have')])
 def test_a_class_that_is_not_registered(name, hint):
     cfg = dict(type='EncoderDecoder', backbone=dict(type=name), decode_head=dict(type='FCNHead'))
     with (DefaultScope.overwrite_default_scope('mmseg'), pytest.raises(ConfigError) as caught,

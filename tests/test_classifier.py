@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import errno
+import logging
 import os
 import re
 import shutil
@@ -10,6 +12,8 @@ import subprocess
 import sys
 import tarfile
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +22,9 @@ from torch.utils.data import DataLoader
 
 from classifiers import CONFIG, TRAIN, files, results, weights
 from conftest import ROOT, logged_steps
+from mmtok.classification import results as results_module
 from mmtok.classification.preprocessor import ImagePreprocessor
-from mmtok.classification.results import config_hash
+from mmtok.classification.results import ResultsHook, config_hash
 from mmtok.engine.preflight import check_mixed_batches
 from mmtok.errors import ConfigError
 from mmtok.machine import processor_name
@@ -238,11 +243,16 @@ def test_the_hash_is_that_of_the_training_however_it_was_asked_for(options, epoc
     assert config_hash(said) == config_hash(load_config(parse_args([str(CONFIG), '--cfg-options', *keys])))
 
 
-def test_a_backend_without_its_package(train_classifier, tmp_path, monkeypatch):
-    for module in ('tensorboard', 'tensorboardX'):
-        (tmp_path / f'{module}.py').write_text("raise ImportError('none here')")
-    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
-    output = train_classifier(tmp_path / 'work', 'visualizer.vis_backends.0.type=TensorboardVisBackend', fails=True)
+def test_a_backend_without_its_package(train_classifier, tmp_path):
+    """Whether or not there is one here."""
+    config = tmp_path / 'config.py'
+    config.write_text(f"""import sys
+sys.modules.update({{name: None for name in ('tensorboardX', 'tensorboard', 'torch.utils.tensorboard')}})
+del sys
+_base_ = {str(CONFIG)!r}
+""")
+    output = train_classifier(tmp_path / 'work', 'visualizer.vis_backends.0.type=TensorboardVisBackend', config=config,
+                              fails=True)
     assert re.search('^mmtok: a backend of visualizer.vis_backends cannot be used .*: install what', output, re.M)
     assert 'Traceback' not in output
 
@@ -258,13 +268,34 @@ def test_a_training_in_the_folder_of_an_earlier_one(trained, train_classifier, t
         assert files(work_dir) == before
     output = train_classifier(work_dir, 'train_cfg.max_epochs=1')
     assert f'{work_dir} holds checkpoints of an earlier training' in output
-    assert re.search(r'results\.json is of an earlier training: it is (\S+) from now on', output)
+    assert re.search(r'results\.json is of another training: it is (\S+) from now on', output)
     kept, = work_dir.glob('results_*.json')
     images, = work_dir.glob('train_images*.txt')
     assert kept.read_bytes() == before['results.json'] and results(work_dir)['epochs'] == 1
     assert images.read_bytes() == before['train_images.txt']
     assert images.stem == kept.stem.replace('results', 'train_images')
     assert output.rstrip().endswith(f'Results: {work_dir}/results.json')
+
+
+@pytest.mark.parametrize('fails', ['rename', 'write'])
+def test_a_list_of_images_that_could_not_be_written_is_written_later(fails, tmp_path, monkeypatch):
+    """And an earlier list is put aside, whether or not there are results beside it."""
+    (tmp_path / 'train_images.txt').write_text('before')
+    data = type('Data', (), dict(indices=[0, 1], filename=lambda self, i: f'{i}.png', __len__=lambda self: 2))()
+    runner = SimpleNamespace(work_dir=str(tmp_path), _resume=False, logger=logging.getLogger('test'),
+                             train_loop=SimpleNamespace(dataloader=SimpleNamespace(dataset=data)))
+    hook, checkpoint = ResultsHook(), dict(meta={})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
+        patch.setattr(*((Path, 'rename') if fails == 'rename' else (results_module, 'write_whole')), full)
+        hook.before_save_checkpoint(runner, checkpoint)
+    hook.before_save_checkpoint(runner, checkpoint)
+    assert (tmp_path / 'train_images.txt').read_text() == '0.png\n1.png\n'
+    kept, = tmp_path.glob('train_images_*.txt')
+    assert kept.read_text() == 'before'
 
 
 def interrupt(class_folder, work_dir, said: str, *options: str) -> str:

@@ -34,6 +34,21 @@ def test_a_validation_that_was_cut_short_is_made_up_for(options, trained, train_
     assert len(list(work_dir.glob('best_*.pth'))) == options.count(BEST)
 
 
+def test_results_are_those_of_the_training_that_is_resumed(trained, train_classifier, tmp_path):
+    """Also where another one, which left no checkpoint, wrote its own over them."""
+    work_dir = shutil.copytree(trained, tmp_path / 'work')
+    train_classifier(work_dir, 'train_cfg.max_epochs=2', 'default_hooks.checkpoint.interval=10',
+                     'default_hooks.checkpoint.save_last=False', 'model.backbone.drop_path_rate=0')
+    other = (work_dir / 'results.json').read_bytes()
+    assert len(results(work_dir)['curve']) == 2 and results(work_dir)['training'] != results(trained)['training']
+    output = train_classifier(work_dir, 'train_cfg.max_epochs=5', resume=True)
+    assert re.search(r'results\.json is of another training: it is results_\S+ from now on', output)
+    found = results(work_dir)
+    assert found['curve'][:4] == results(trained)['curve'] and len(found['curve']) == 5
+    assert found['training'] == results(trained)['training']
+    assert other in [path.read_bytes() for path in work_dir.glob('results_*.json')]
+
+
 def test_other_settings_than_those_that_are_resumed(trained, train_classifier, tmp_path):
     """Each is named, and what mmengine takes from the checkpoint all the same."""
     work_dir = shutil.copytree(trained, tmp_path / 'work')

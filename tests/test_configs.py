@@ -198,7 +198,7 @@ WRONG = {
                                  'DeiT with classifier=True gives one vector, of its last layer: remove out_indices'),
     'a checkpoint that is none': (['model.backbone.init_cfg.type=Pretrained',
                                          f'model.backbone.init_cfg.checkpoint={ROOT}/LICENSE'],
-                                        'is a text file, not a checkpoint: give a .pth or .safetensors'),
+                                        'is a text file, not a checkpoint: name another'),
     'channels of the image': (['model.backbone.tokenizer.in_channels=4'],
                               'the tokenizer has in_channels=4, but model.data_preprocessor.mean has 3 values'),
     'whole-number means': (['model.data_preprocessor.mean=[128,128,128]'],
@@ -242,10 +242,10 @@ def test_one_sentence_without_our_runner_too(drawn_ade, fork_tool, tmp_path):
 
 def test_missing_data_root_of_a_test():
     cfg = Config.fromfile(UPERNET[''])
-    from mmtok.engine.preflight import check_data
+    from mmtok.engine.preflight import check_loaders
     from mmtok.errors import ConfigError
     with pytest.raises(ConfigError, match=r"the data root 'data/ade/ADEChallengeData2016' \(test_dataloader"):
-        check_data(cfg, 'test_dataloader')
+        check_loaders(cfg, 'test_dataloader')
 
 
 @pytest.mark.parametrize('crop, fits', [((512, 512), True), ((8, 512), False), (8, False), ((0.3, 0.7), True),

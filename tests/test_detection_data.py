@@ -5,14 +5,19 @@ import math
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import ConcatDataset
 from mmengine.registry import DefaultScope
 from PIL import Image
 
 from conftest import ROOT, logged_steps
+from mmtok.engine import annotations
+from mmtok.engine.annotations import check_categories
+from mmtok.engine.loops import check_metrics, metric_configs
 from mmtok.engine.runner import Runner
 from mmtok.errors import ConfigError, DataError
 from test_detection_configs import CASCADE, DRAWN, RETINANET, SMALL_TRAIN
@@ -103,6 +108,16 @@ def misspell_a_class(root):
     path.write_text(path.read_text().replace('"disc"', '"disk"'))
 
 
+def change_file(change):
+    """Of the training images."""
+    def spoil(root):
+        path = root / 'annotations' / 'instances_train2017.json'
+        found = json.loads(path.read_text())
+        change(found)
+        path.write_text(json.dumps(found))
+    return spoil
+
+
 def without(part: str, key: str):
     """Annotations whose images or objects lack a key."""
     def spoil(root):
@@ -116,6 +131,10 @@ def without(part: str, key: str):
 
 def spoil_format(root):
     (root / 'annotations' / 'instances_train2017.json').write_text('<html>')
+
+
+def spoil_bytes(root):
+    (root / 'annotations' / 'instances_train2017.json').write_bytes(b'\x89PNG\xff')
 
 
 def repeat_annotation(root):
@@ -145,11 +164,24 @@ def from_zero(found):
 
 def fewer_classes(found):
     found['categories'] = [item for item in found['categories'] if item['name'] != 'ring']
+    found['annotations'] = []
+
+
+def repeat_category(found):
+    found['categories'][1]['name'] = 'disc'
+
+
+def turn_categories(found):
+    found['categories'] = found['categories'][::-1]
 
 
 BAD_ANNOTATIONS = {
     'a class': (misspell_a_class, r"instances_train2017.json has no category 'disc' of the 5 in the data set's "
                                   r"metainfo.classes; it has 'disk', 'ring', .*: write the names alike"),
+    'one class twice': (change_file(repeat_category), r"instances_train2017.json has the category 'disc' 2 times"),
+    'a category': (change_file(lambda found: found['annotations'][1].update(category_id=0)),
+                   '1 of 3 annotations in .*instances_train2017.json have a category_id, such as 0, that is none of'),
+    'bytes': (spoil_bytes, r"CocoDataset: '.*json' \(ann_file\) is no JSON, or cut short \('utf-8' codec"),
     'classes': (spoil_classes, r'CocoDataset found no image with .*: see whether ann_file lists images there, and '
                                'whether metainfo.classes'),
     'segmentations': (without('annotations', 'segmentation'),
@@ -162,16 +194,33 @@ BAD_ANNOTATIONS = {
 
 
 @pytest.mark.parametrize('case', BAD_ANNOTATIONS)
-def test_annotations_that_cannot_be_trained_on(case, odd):
+@pytest.mark.parametrize('wrapped', [False, True], ids=['', 'wrapped'])
+def test_annotations_that_cannot_be_trained_on(case, wrapped, odd):
     spoil, sentence = BAD_ANNOTATIONS[case]
     spoil(odd)
     loader = Config.fromfile(MASK_RCNN).train_dataloader
     loader.update(num_workers=0, batch_sampler=None)
     loader.dataset.data_root = str(odd)
+    if wrapped:
+        loader.dataset = dict(type='RepeatDataset', times=2, dataset=loader.dataset)
+        sentence = sentence.replace('CocoDataset: ', 'RepeatDataset: ')
     with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises((ConfigError, DataError), match=sentence):
         data = Runner.build_dataloader(loader).dataset
         for index in range(len(data)):
             data[index]
+
+
+def test_a_file_that_is_not_small_is_read_once(odd, monkeypatch):
+    monkeypatch.setattr(annotations, 'SMALL_FILE', 0)
+    monkeypatch.setattr(annotations, 'load', None)
+    loader = Config.fromfile(MASK_RCNN).train_dataloader
+    loader.update(num_workers=0, batch_sampler=None)
+    loader.dataset.data_root = str(odd)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert len(Runner.build_dataloader(loader).dataset) == 2  # and only where something is suspicious again
+        change_file(lambda found: found['categories'].pop())(odd)
+        with pytest.raises(TypeError):
+            Runner.build_dataloader(loader)
 
 
 def test_one_class_is_no_string(odd):
@@ -182,13 +231,57 @@ def test_one_class_is_no_string(odd):
         Runner.build_dataloader(loader)
 
 
+PANOPTIC = dict(
+    images=[dict(id=1, file_name='1.jpg', height=4, width=4)], categories=[dict(id=1, name='disc', isthing=1)],
+    annotations=[dict(image_id=1, file_name='1.png', segments_info=[
+        dict(id=1, category_id=1, area=16, bbox=[0, 0, 4, 4], iscrowd=0)])])
+
+
+def test_panoptic_annotations_are_left_alone(tmp_path):
+    from mmdet.datasets import CocoPanopticDataset
+    from mmdet.datasets.api_wrappers import COCOPanoptic
+    (tmp_path / 'panoptic.json').write_text(json.dumps(PANOPTIC))
+    file = str(tmp_path / 'panoptic.json')
+    data = CocoPanopticDataset(ann_file=file, data_prefix=dict(img=str(tmp_path), seg=str(tmp_path)), pipeline=[],
+                               metainfo=dict(classes=('disc',), thing_classes=('disc',), stuff_classes=()))
+    check_categories(data)
+    metric = SimpleNamespace(_coco_api=COCOPanoptic(file))
+    check_metrics(SimpleNamespace(metrics=[metric]), metric_configs(dict(ann_file=file), 'val_evaluator'), True, data,
+                  data)
+    assert metric._coco_api.dataset['info'] == {}
+
+
+def test_each_metric_of_several_data_sets_has_its_own(odd):
+    """As mmdet's MultiDatasetsEvaluator pairs them; one evaluator without prefixes judges all of them."""
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.api_wrappers import COCO
+    files = [str(odd / 'annotations' / f'instances_{split}2017.json') for split in ('train', 'val')]
+    data = ConcatDataset([CocoDataset(ann_file=file, data_prefix=dict(img=str(odd)), pipeline=[],
+                                      metainfo=dict(classes=objects.CLASSES)) for file in files])
+    metrics = [SimpleNamespace(_coco_api=COCO(file)) for file in files]
+    configs = metric_configs(dict(metrics=[dict(ann_file=file) for file in files]), 'val_evaluator')
+    check_metrics(SimpleNamespace(metrics=metrics, dataset_prefixes=('a', 'b')), configs, True, data, None)
+    lacks = r"^val_evaluator.metrics.1.ann_file='.*val2017.json' lacks \d of the 4 images"
+    turned = SimpleNamespace(metrics=metrics[::-1], dataset_prefixes=('a', 'b'))
+    with pytest.raises(ConfigError, match=lacks):
+        check_metrics(turned, configs[::-1], True, data, None)
+    with pytest.raises(ConfigError, match=r"^val_evaluator.metrics.\d.ann_file='.*' lacks \d of the \d images"):
+        check_metrics(SimpleNamespace(metrics=metrics), configs, True, data, None)
+
+
 WRONG = {
     'a metric': (['val_evaluator.metric=mAP'], r"the evaluator cannot be built: metric should be one of 'bbox', "),
-    'batch': (['train_dataloader.batch_size=0'], 'batch_size of a dataloader=0 must be a whole number of at least 1'),
+    'batch': (['train_dataloader.batch_size=0'], 'train_dataloader.batch_size=0 must be a whole number of at least 1'),
     'channels of the neck': (['model.neck.out_channels=48'],
                              r'model.rpn_head.in_channels=\d+, but model.neck.out_channels=48: make them equal'),
     'classes of the metric': (lambda root: spoil_metric(root, fewer_classes),
                               r"val_evaluator.ann_file='.*other.json' has no category 'ring' .*, or name the file of"),
+    'order of the metric': (lambda root: spoil_metric(root, turn_categories),
+                            r'the categories of .*instances_train2017.json are in the order disc, .*, and those of '
+                            r"val_evaluator.ann_file='.*other.json' cross, .*: mmdet numbers classes in the order"),
+    'name of the metric': (['val_evaluator.type=mmtok.Acuracy'],
+                           r"'mmtok.Acuracy' \(evaluator.type\) is the name of no class that is registered; is "
+                           r"'mmtok.Accuracy' meant\? Else correct it, or have custom_imports"),
     'categories from 0': (lambda root: spoil_metric(root, from_zero),
                           r"\d+ of \d+ annotations in val_evaluator.ann_file='.*other.json' have a category_id, such "
                           r"as 0, that is none of the file's \(1, 2, 3, 4, 5\)"),
@@ -220,12 +313,12 @@ def test_a_damaged_image_is_skipped(drawn_coco, fork_tool, tmp_path):
     """And annotations need no `info` or `iscrowd`, which pycocotools ask for after the first epoch; the order of their
     categories is told."""
     root = shutil.copytree(drawn_coco, tmp_path / 'data')
-    annotations = root / 'annotations' / 'instances_val2017.json'
-    found = json.loads(annotations.read_text())
-    for item in found['annotations']:
-        del item['iscrowd']
-    annotations.write_text(json.dumps(dict(images=found['images'], annotations=found['annotations'],
-                                           categories=found['categories'][::-1])))
+    for path in (root / 'annotations').glob('instances_*.json'):
+        found = json.loads(path.read_text())
+        for item in found['annotations']:
+            del item['iscrowd']
+        path.write_text(json.dumps(dict(images=found['images'], annotations=found['annotations'],
+                                        categories=found['categories'][::-1])))
     bad = next((root / 'train2017').iterdir())
     bad.write_bytes(b'no image')
     run = fork_tool('mmdet/train', MASK_RCNN, '--work-dir', tmp_path / 'work', '--cfg-options', *options(root),

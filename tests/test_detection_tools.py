@@ -2,10 +2,15 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 
 from conftest import ROOT, logged_steps, tool
+from mmtok.engine.loops import TestedCheckpoint
+from mmtok.errors import ConfigError
 from test_detection_configs import DRAWN, RETINANET, small
 
 DEMO, = (ROOT / 'configs' / 'demo').glob('mask-rcnn*.py')
@@ -99,6 +104,18 @@ def test_a_checkpoint_of_another_model_is_not_tested(trained, drawn_coco, fork_t
     assert run.returncode == 1 and 'Traceback' not in run.stdout and 'Epoch(test)' not in run.stdout
     assert re.match(r"mmtok: the checkpoint '\S+/epoch_2.pth' does not fit the model of the config: the shapes "
                     r"differ in \d+ of their tensors, such as 'roi_head.mask_head", run.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize('wrappers', [[], [BaseTTAModel], [MMDistributedDataParallel, BaseTTAModel]], ids=len)
+def test_a_checkpoint_to_test_is_compared_with_the_bare_model(wrappers):
+    model = bare = torch.nn.Linear(2, 2)
+    for kind in wrappers[::-1]:
+        wrapper = type('Wrapper', (kind,), dict(__init__=torch.nn.Module.__init__, merge_preds=None))()
+        wrapper.module, model = model, wrapper
+    runner = SimpleNamespace(model=model, _load_from='x.pth')
+    TestedCheckpoint().after_load_checkpoint(runner, dict(state_dict=bare.state_dict()))
+    with pytest.raises(ConfigError, match="'x.pth' does not fit the model of the config: it lacks 1 of the model's"):
+        TestedCheckpoint().after_load_checkpoint(runner, dict(state_dict=dict(bias=bare.bias)))
 
 
 def test_browsing_draws_what_is_trained_on(drawn_coco, run_tool, tmp_path):

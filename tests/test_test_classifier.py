@@ -76,7 +76,7 @@ def test_a_checkpoint_of_another_model(trained, test_tool, tmp_path):
     whole = torch.load(trained / 'epoch_4.pth', weights_only=False)
     torch.save({'foo': torch.zeros(3)}, tmp_path / 'foo.pth')
     output = test_tool(tmp_path / 'foo.pth')
-    assert re.search(r"^mmtok: the checkpoint does not fit .*: it lacks \d+ of the model's tensors, "
+    assert re.search(r"^mmtok: the checkpoint '\S+foo.pth' does not fit .*: it lacks \d+ of the model's tensors, "
                      r"such as 'backbone\S+; the model lacks 1 of its tensors, such as 'foo'", output, re.M)
     published = {name: value for name, value in whole['state_dict'].items() if 'token_prop' not in name}
     torch.save(published, tmp_path / 'some.pth')

@@ -8,7 +8,6 @@ import os
 
 from mmengine.registry import RUNNERS
 
-from mmtok.classification.checks import CheckedCheckpoint
 from mmtok.engine.options import DictAction
 from train_classifier import load_config
 
@@ -27,9 +26,7 @@ def main() -> None:
     if args.work_dir is None and 'work_dir' not in (args.cfg_options or {}):
         cfg.work_dir = os.path.join(cfg.work_dir, 'test')  # beside the config of the training, which stays as it was
     cfg.load_from = args.checkpoint
-    runner = RUNNERS.build(cfg)
-    runner.register_hook(CheckedCheckpoint())
-    runner.test()
+    RUNNERS.build(cfg).test()
 
 
 if __name__ == '__main__':

@@ -194,7 +194,7 @@ def sniff(path: Path, name: str) -> str:
         other = 'is a web page, not a checkpoint: the link that it came from leads to a page; download the file itself'
     if other is None:
         text = all(byte in b'\t\n\r' or 32 <= byte < 127 for byte in start)
-        other = f'is {"a text file" if text else "of an unknown kind"}, not a checkpoint: give a .pth or .safetensors'
+        other = f'is {"a text file" if text else "of an unknown kind"}, not a checkpoint: name another'
     raise CheckpointError(f'checkpoint {name!r} {other}')
 
 

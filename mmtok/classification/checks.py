@@ -1,10 +1,9 @@
 """Whether training, validation and checkpoint are about the same classes and the same model."""
 
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ..engine.preflight import check_classes, compare_classes, describe_misfit, tensors_of, tested
+from ..engine.loops import TestedCheckpoint
+from ..engine.preflight import check_classes, compare_classes
 from ..engine.settings import changed_settings, describe, parse
 from ..errors import ConfigError
 from .images import ImageDataset
@@ -33,24 +32,21 @@ def check_same_classes(data, val_loop) -> None:
     compare_classes(getattr(data, 'metainfo', None), 'training', getattr(other, 'metainfo', None), 'validation', where)
 
 
-class CheckedCheckpoint(Hook):
-    """A checkpoint to test holds all of the model, and was trained on the classes of the test data.
+class CheckedCheckpoint(TestedCheckpoint):
+    """A checkpoint to test holds all of the model and nothing else, and was trained on the classes of the test data.
 
     Raises:
         ConfigError: Before anything is loaded.
     """
 
-    priority = 'VERY_HIGH'  # before the others take tensors out of it
+    exact = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         data = runner.test_loop.dataloader.dataset
         metainfo = getattr(data, 'metainfo', None)
         check_classes(runner.cfg, metainfo or {})
         compare_classes((checkpoint.get('meta') or {}).get('dataset_meta'), 'the checkpoint', metainfo, 'the test data')
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if misfit := describe_misfit(tested(model.state_dict()), tested(tensors_of(checkpoint))):
-            raise ConfigError(f'the checkpoint does not fit the model of the config: {misfit}; name the config that it '
-                              'was trained with')
+        super().after_load_checkpoint(runner, checkpoint)
         before = parse((checkpoint.get('meta') or {}).get('cfg'))
         changes = {path: change for path, change in changed_settings(before, runner.cfg).items()
                    if path.startswith('model.') and not NOT_TESTED.intersection(path.split('.'))}

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..engine.loops import TestLoop, ValLoop
 from ..registry import HOOKS, LOOPS
+from .checks import CheckedCheckpoint
 from .streams import check_count
 
 AVERAGE = 'ema'
@@ -124,3 +125,5 @@ class ClassifierValLoop(TestsAverages, ValLoop):
 @LOOPS.register_module()
 class ClassifierTestLoop(TestsAverages, TestLoop):
     """mmtok's TestLoop for a classifier."""
+
+    checkpoint_hook = CheckedCheckpoint

@@ -37,7 +37,7 @@ class ResultsHook(Hook):
     the machine, images per second (median over the iterations, all processes), the metrics of the last validation, and
     `curve`, those of all validations. Resuming goes on with the curve, and makes up for a validation that was cut
     short. A training in the work directory of an earlier one keeps both files of that one, under the time of its last
-    validation; it does so before its own first checkpoint, since until then `--resume` goes on with the earlier one.
+    validation; `training`, the name of the folder of its first log, tells which results belong to which checkpoints.
     """
 
     priority = 'LOWEST'  # after the metrics are logged, and after CheckpointHook, which saves the best of a validation
@@ -45,6 +45,7 @@ class ResultsHook(Hook):
     def __init__(self):
         self.curve, self.seconds, self.started, self.data = [], [], None, None
         self.data_before = None  # of the training that is resumed
+        self.training = None  # since when it goes on
         self.owns_folder = False  # whether what lies in the work directory is this training's
 
     def before_run(self, runner: Runner) -> None:
@@ -57,16 +58,21 @@ class ResultsHook(Hook):
             runner.logger.info(f'Training images: {describe_data(runner.train_loop)}.')
             if runner.val_loop is not None:
                 runner.logger.info(f'Validation images: {describe_data(runner.val_loop)}.')
-        path = Path(runner.work_dir) / RESULTS
-        if runner._resume and path.is_file():
-            found = json.loads(path.read_text())
-            self.curve, self.data_before = found['curve'], found.get('data')
+        self.training = runner.timestamp
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Looks at the length of the epochs, before CheckpointHook gives up the oldest file."""
-        meta = checkpoint.get('meta') or {}
+        """Takes up the results; looks at the length of the epochs, before CheckpointHook gives up the oldest file."""
+        if not runner._resume:
+            return
+        meta, folder = checkpoint.get('meta') or {}, Path(runner.work_dir)
+        for path in (folder / RESULTS, *folder.glob(f'{Path(RESULTS).stem}_*.json')):
+            found = json.loads(path.read_text()) if path.is_file() else {}
+            if found.get('curve') and found.get('training') == meta.get('training'):
+                self.curve, self.data_before = found['curve'], found.get('data')
+                break
+        self.training = meta.get('training') or self.training
         epochs, iterations = meta.get('epoch', 0), meta.get('iter', 0)
-        if not runner._resume or not epochs:
+        if not epochs:
             return
         length = len(runner.train_loop.dataloader)
         if iterations != epochs * length:
@@ -95,25 +101,31 @@ class ResultsHook(Hook):
         return answer[0]
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['meta']['training'] = self.training
         self.own_folder(runner)
 
     def own_folder(self, runner: Runner) -> None:
         """Put aside what an earlier training left, and list the images; the first time, on the main process."""
         if self.owns_folder or not is_main_process():
             return
-        self.owns_folder, folder = True, Path(runner.work_dir)
-        if not runner._resume and (folder / RESULTS).is_file():
-            stamp = f'{datetime.fromtimestamp((folder / RESULTS).stat().st_mtime):%Y%m%d_%H%M%S}'
+        folder = Path(runner.work_dir)
+        old = [path for path in (folder / RESULTS, folder / TRAIN_LIST) if path.is_file()]
+        if old and not (runner._resume and self.goes_on(folder / RESULTS)):
+            stamp = f'{datetime.fromtimestamp(old[0].stat().st_mtime):%Y%m%d_%H%M%S}'
             while any(folder.glob(f'*_{stamp}.*')):
                 stamp += '_'
-            for path in (folder / RESULTS, folder / TRAIN_LIST):
-                if path.is_file():
-                    kept = path.rename(path.with_stem(f'{path.stem}_{stamp}'))
-                    runner.logger.warning(f'{path} is of an earlier training: it is {kept.name} from now on.')
+            for path in old:
+                kept = path.rename(path.with_stem(f'{path.stem}_{stamp}'))
+                runner.logger.warning(f'{path} is of another training: it is {kept.name} from now on.')
         data = runner.train_loop.dataloader.dataset
         if getattr(data, 'indices', None) is not None:
             names = '\n'.join(data.filename(i) for i in range(len(data)))
             write_whole(str(folder / TRAIN_LIST), f'{names}\n'.encode())
+        self.owns_folder = True  # unless the disk was full
+
+    def goes_on(self, path: Path) -> bool:
+        """Whether these results are of the training that is resumed; those of earlier versions do not say."""
+        return not path.is_file() or json.loads(path.read_text()).get('training') in (self.training, None)
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.started = None
@@ -144,7 +156,8 @@ class ResultsHook(Hook):
         self.data = self.data or fingerprint(runner.train_loop.dataloader.dataset)
         return dict(
             config=runner.experiment_name.rsplit('_', 2)[0], config_hash=config_hash(runner.cfg), data=self.data,
-            seed=runner.seed, epochs=runner.max_epochs, versions=versions(), device=device, processes=get_world_size(),
+            training=self.training, seed=runner.seed, epochs=runner.max_epochs, versions=versions(), device=device,
+            processes=get_world_size(),
             parameters=sum(p.numel() for name, p in runner.model.named_parameters() if 'token_prop' not in name),
             images_per_second=speed and round(speed, 1), metrics=self.curve[-1], curve=self.curve)
 

@@ -10,6 +10,7 @@ from mmengine.runner import Runner as MMEngineRunner
 
 from .. import registry
 from ..errors import ConfigError
+from .samples import explained_data
 from .settings import settings
 
 # Those that mmengine registers by itself, and leaves out where the config says None
@@ -26,14 +27,14 @@ def explained_arguments(where: str, cfg) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        found = re.search(r"([\w.]+) is not in the [\w: ]+ registry", str(error))
+        found = re.search(r"([\w.]+) is not in the \w+::([\w ]+) registry", str(error))
         paths = [path for path, value in settings(cfg, where) if found and value == found[1]]
         if not paths:
             raise
-        near = difflib.get_close_matches(found[1].split('.')[-1], names_of_ours(), 1)
+        near = difflib.get_close_matches(found[1].split('.')[-1], names_of_ours(found[2]), 1, cutoff=0.75)
         raise ConfigError(f'{found[1]!r} ({paths[0]}) is the name of no class that is registered'
-                          + (f'; is \'mmtok.{near[0]}\' meant?' if near else ': correct it, or have custom_imports '
-                             'import what registers it')) from error
+                          + (f'; is \'mmtok.{near[0]}\' meant? Else' if near else ':')
+                          + ' correct it, or have custom_imports import what registers it') from error
     except TypeError as error:
         found = re.search(r"([\w.]+?)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
         paths = [path for path, _ in settings(cfg, where) if found and found[2] in path.split('.')]
@@ -45,11 +46,11 @@ def explained_arguments(where: str, cfg) -> Iterator[None]:
                           'the other type') from error
 
 
-def names_of_ours() -> list[str]:
-    """Of all that mmtok registers, without the scope."""
+def names_of_ours(kind: str) -> list[str]:
+    """Of all that mmtok registers in the registry of this name, without the scope."""
     names = []
     for found in vars(registry).values():
-        if isinstance(found, Registry) and found.scope == 'mmtok':
+        if isinstance(found, Registry) and (found.scope, found.name) == ('mmtok', kind):
             found.import_from_location()
             names += found.module_dict
     return names
@@ -75,7 +76,7 @@ class ExplainedRunner(MMEngineRunner):
             return super().build_param_scheduler(scheduler)
 
     def build_evaluator(self, evaluator):
-        with explained_arguments('evaluator', evaluator):
+        with explained_arguments('evaluator', evaluator), explained_data(evaluator, 'the evaluator'):
             try:
                 return super().build_evaluator(evaluator)
             except FileNotFoundError as error:
@@ -86,7 +87,8 @@ class ExplainedRunner(MMEngineRunner):
                 raise ConfigError(f'{error.filename!r} ({", ".join(paths)}) is not there: name the file that '
                                   "belongs to the data of the loader (mmtok's configs: COCO_ROOT sets both)") from error
             except KeyError as error:
-                if ' ' not in str(error.args[0]):  # a key that is missing somewhere, not a sentence
+                # A key that is missing somewhere, not a sentence; or one that is explained around here
+                if ' ' not in str(error.args[0]) or ' is not in the ' in error.args[0]:
                     raise
                 raise ConfigError(f'the evaluator cannot be built: {error.args[0]}') from error
 

@@ -12,16 +12,21 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..backbones.base import TokenBackbone
-from ..errors import ConfigError, DataError, check_options, is_number
+from ..errors import ConfigError, DataError, check_options, check_positive_int, is_number
 
 ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.tar.xz', '.tar.bz2', '.zip')
 DENSE_HEADS = ('decode_head', 'bbox_head', 'rpn_head', 'roi_head')
 CLASS_HEADS = dict(decode_head=False, auxiliary_head=False, bbox_head=True, mask_head=True)  # whether exactly
 
 
-def check_data(cfg: dict, *loaders: str) -> None:
-    """Every data_root below these dataloaders is there; what a remote file backend maps is not looked at."""
+def check_loaders(cfg: dict, *loaders: str) -> None:
+    """Every data_root below these dataloaders is there, and batches have images.
+
+    What a remote file backend maps is not looked at.
+    """
     for loader in loaders:
+        if (size := (cfg.get(loader) or {}).get('batch_size')) is not None:
+            check_positive_int(f'{loader}.batch_size', size)
         for path, dataset in dicts_with(cfg.get(loader) or {}, 'data_root', loader):
             root = dataset['data_root']
             storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
@@ -61,10 +66,12 @@ def check_tta(cfg: dict) -> None:
 
 def check_model(model: nn.Module, cfg: dict) -> None:
     """The backbones of mmtok in an unwrapped model fit the image size, the neck and head, and the preprocessor."""
-    for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
+    backbones = [module for module in model.modules() if isinstance(module, TokenBackbone)]
+    if backbones:
+        check_neck(cfg.get('model') or {})
+    for backbone in backbones:
         check_image_size(cfg, backbone.patch_size)
         check_outputs(backbone, cfg.get('model') or {})
-        check_neck(cfg.get('model') or {})
         check_padding(backbone, getattr(model, 'data_preprocessor', None), cfg)
 
 

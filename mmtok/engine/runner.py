@@ -20,18 +20,20 @@ from mmengine.runner import Runner as MMEngineRunner
 from torch.utils.data import DataLoader
 
 from ..checkpoint.reading import check_readable
-from ..errors import ConfigError, StorageError, check_positive_int
+from ..errors import ConfigError, StorageError
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
+from .annotations import check_categories
 from .building import ExplainedRunner, explained_arguments
 from .preflight import (
     check_amp,
     check_classes,
     check_clipping,
-    check_data,
+    check_loaders,
     check_mixed_batches,
     check_model,
+    check_tta,
     compare_classes,
 )
 from .resuming import check_resumed, explained_optimizer, find_resumed, read_resumed
@@ -111,8 +113,6 @@ class Runner(ExplainedRunner):
         """mmengine's, of data sets that are not empty and name their bad files or skip them with a warning."""
         if not isinstance(dataloader, dict):
             return dataloader
-        if 'batch_size' in dataloader:
-            check_positive_int('batch_size of a dataloader', dataloader['batch_size'])
         if not dataloader.get('num_workers'):  # torch refuses options of workers where there are none
             dataloader = dataloader.copy()
             for key in ('persistent_workers', 'prefetch_factor'):
@@ -122,6 +122,7 @@ class Runner(ExplainedRunner):
             if hasattr(loader.dataset, 'follow'):  # a stream, which counts its own steps
                 loader.dataset.follow(loader.batch_size, loader.num_workers, seed or 0)
             check_samples(loader.dataset, skip_undecodable)
+            check_categories(loader.dataset)
         return loader
 
     def build_train_loop(self, loop):
@@ -194,7 +195,7 @@ class Runner(ExplainedRunner):
         """mmengine's, after the checks."""
         check_amp(self.cfg)
         check_clipping(self.cfg)
-        check_data(self.cfg, 'train_dataloader', 'val_dataloader')
+        check_loaders(self.cfg, 'train_dataloader', 'val_dataloader')
         check_model(self.bare_model, self.cfg)
         if find_token_props(self.bare_model) and not any(isinstance(hook, TokenPropHook) for hook in self.hooks):
             raise ConfigError(NOT_COLLECTED)
@@ -240,12 +241,13 @@ class Runner(ExplainedRunner):
 
     def val(self):
         """mmengine's, after a look at the data root and the checkpoint."""
-        check_data(self.cfg, 'val_dataloader')
+        check_loaders(self.cfg, 'val_dataloader')
         check_readable(self._load_from)
         return super().val()
 
     def test(self):
         """mmengine's, after a look at the data root and the checkpoint."""
-        check_data(self.cfg, 'test_dataloader')
+        check_loaders(self.cfg, 'test_dataloader')
+        check_tta(self.cfg)
         check_readable(self._load_from)
         return super().test()

@@ -6,17 +6,17 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset, Compose
-from mmengine.fileio import load
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
+from .preflight import dicts_with
 
 # What OpenCV, Pillow and mmcv raise about the bytes of a file
 CONTENT_ERRORS = (cv2.error, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -38,6 +38,10 @@ def why_undecodable(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # it would name an address in memory
         return 'Pillow knows no such kind of image'
     return ' '.join(f'{type(error).__name__}: {error}'.split())
+
+
+KEYS = ('images', 'annotations', 'categories', 'id', 'name', 'image_id', 'category_id', 'bbox', 'area', 'segmentation',
+        'height', 'width', 'file_name')  # of COCO's format
 
 
 class SkippedFiles:
@@ -145,7 +149,6 @@ def check_samples(dataset: Dataset, skip_undecodable: bool) -> None:
     for base in base_datasets(dataset):
         if len(base) == 0:
             raise ConfigError(nothing_found(vars(base), type(base).__name__))
-        check_categories(base)
         maps = base.data_prefix.get('seg_map_path')
         if hasattr(base, 'reduce_zero_label') and maps and '://' not in maps and not os.path.isdir(maps):
             raise ConfigError(f'{type(base).__name__}: {maps} is not there; name the right folder in data_root or '
@@ -154,89 +157,41 @@ def check_samples(dataset: Dataset, skip_undecodable: bool) -> None:
             base.pipeline = CheckedPipeline(base, skip_undecodable)
 
 
-def check_categories(dataset: BaseDataset) -> None:
-    """A data set of mmdet's in COCO's format finds all of its classes in its annotation file.
-
-    mmdet leaves out those that it does not find, and gives the labels of those after it to other classes.
-
-    Raises:
-        ConfigError: Names the classes.
-    """
-    classes, found = dataset.metainfo.get('classes') or (), getattr(dataset, 'cat_ids', None)
-    if found is None or len(found) >= len(classes):
-        return
-    listed = load(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None))['categories']
-    raise ConfigError(missing_classes(classes, [category['name'] for category in listed], dataset.ann_file))
-
-
-def check_annotations(annotations: object, dataset: Dataset, name: str) -> None:
-    """A metric's annotation file, a `COCO` of pycocotools, holds the classes and images of the data that it judges.
-
-    `name` is what the config calls it.
-
-    Raises:
-        ConfigError: It is that of others, or annotations have a category that is none of the file's.
-    """
-    listed = [category['name'] for category in annotations.cats.values()]
-    unknown = [found.get('category_id') for found in annotations.anns.values()
-               if found.get('category_id') not in annotations.cats]
-    if unknown:
-        raise ConfigError(f'{len(unknown)} of {len(annotations.anns)} annotations in {name} have a category_id, such '
-                          f'as {unknown[0]!r}, that is none of the file\'s ({", ".join(map(repr, annotations.cats))}): '
-                          'mmdet would leave them out; mend the file, and that of the training images, too')
-    for base in base_datasets(dataset):
-        classes = base.metainfo.get('classes') or ()
-        if not set(classes) <= set(listed):
-            raise ConfigError(f'{missing_classes(classes, listed, name)}, or name the file of these data')
-        in_file = [category for category in listed if category in classes]
-        if in_file != list(classes):
-            print_log(f'mmdet numbers classes in the order of the annotation file, which is {", ".join(in_file[:10])}, '
-                      'and not in that of metainfo.classes: pictures will show wrong names; put metainfo.classes in '
-                      'this order', logger='current', level=logging.WARNING)
-        images = [base.get_data_info(index).get('img_id') for index in range(len(base))]
-        others = [image for image in images if image not in annotations.imgs]
-        if others:
-            raise ConfigError(f'{name} lacks {len(others)} of the {len(images)} images of {base.ann_file}, such as the '
-                              f'id {others[0]!r}: name the same file in the evaluator as in the dataset')
-
-
-def missing_classes(classes: Sequence[str], listed: Sequence[str], file: str) -> str:
-    """The sentence for classes that an annotation file does not have."""
-    missing = [name for name in classes if name not in listed]
-    return (f'{file} has no category {", ".join(map(repr, missing[:5]))} of the {len(classes)} in the data set\'s '
-            f'metainfo.classes; it has {", ".join(map(repr, listed[:10]))}{", ..." * (len(listed) > 10)}: write the '
-            'names alike, or leave out what it does not have')
-
-
 @contextlib.contextmanager
-def explained_data(cfg: dict) -> Iterator[None]:
-    """One sentence where mmengine builds the data set of this config and cannot find it.
+def explained_data(cfg: object, name: str = '') -> Iterator[None]:
+    """One sentence where mmengine builds the data set, or the evaluator, of this config and cannot find its files.
 
     Raises:
         ConfigError: A folder or list is missing, empty, or not in the format that it should have.
     """
-    kind = cfg.get('type') if isinstance(cfg, dict) else type(cfg).__name__
-    classes = (cfg.get('metainfo') or {}).get('classes') if isinstance(cfg, dict) else None
-    if isinstance(classes, str) and not os.path.isfile(classes):  # which mmengine reads
-        raise ConfigError(f'{kind}: metainfo.classes={classes!r} is a string, of which each letter would be a class: '
-                          f'write ({classes!r},) for one class')
+    kind = name or (cfg.get('type') if isinstance(cfg, dict) else type(cfg).__name__)
+    for _, one in dicts_with(cfg, 'metainfo', kind):
+        classes = (one['metainfo'] or {}).get('classes')
+        # mmengine reads a file of them
+        if isinstance(classes, str) and '://' not in classes and not os.path.isfile(classes):
+            raise ConfigError(f'{one.get("type")}: metainfo.classes={classes!r} is a string, of which each letter '
+                              f'would be a class: write ({classes!r},) for one class')
+    files = ' or '.join(dict.fromkeys(repr(one['ann_file']) for _, one in dicts_with(cfg, 'ann_file', kind)
+                                      if one['ann_file']))
     try:
         yield
     except FileNotFoundError as error:
         raise ConfigError(f'{kind}: {error.filename or error} is not there; name the right folder or file in '
                           'data_root, data_prefix or ann_file') from error
-    except json.JSONDecodeError as error:
-        file = cfg.get('ann_file') if isinstance(cfg, dict) else None
-        raise ConfigError(f'{kind}: {file!r} (ann_file) is no JSON, or cut short ({error}): name the right '
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if not files:
+            raise
+        raise ConfigError(f'{kind}: {files} (ann_file) is no JSON, or cut short ({error}): name the right '
                           'file') from error
     except ValueError as error:
         if 'need at least one array to concatenate' not in str(error):  # numpy's, from serializing an empty list
             raise
-        raise ConfigError(nothing_found(cfg, kind)) from error
+        inner = next((one for _, one in dicts_with(cfg, 'ann_file', kind)), cfg)
+        raise ConfigError(nothing_found(inner, inner.get('type', kind))) from error
     except KeyError as error:
-        if not (isinstance(cfg, dict) and cfg.get('ann_file') and str(error.args[0]).isidentifier()):
+        if not files or error.args[0] not in KEYS:
             raise
-        raise ConfigError(f'{kind}: {cfg["ann_file"]!r} (ann_file) lacks {error.args[0]!r}, in its images or '
+        raise ConfigError(f'{kind}: {files} (ann_file) lacks {error.args[0]!r}, in its images or '
                           'annotations or beside them: complete it, see the format of the data set') from error
     except AssertionError as error:
         if not str(error):

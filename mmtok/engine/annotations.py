@@ -1,0 +1,116 @@
+"""Annotation files in COCO's format whose categories are not those of the data set, of the metric, or of training."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from mmengine.dataset import BaseDataset
+from mmengine.fileio import load
+from mmengine.logging import print_log
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError
+from .samples import base_datasets
+
+SMALL_FILE = 1 << 26  # bytes: half a second to read
+
+
+def is_small(file: str) -> bool:
+    """Whether an annotation file may be read once more, to be looked at."""
+    return os.path.isfile(file) and os.path.getsize(file) <= SMALL_FILE
+
+
+def read_annotations(dataset: BaseDataset) -> tuple[dict[int, str], list[int]]:
+    """Of a data set of mmdet's in COCO's format: the names of categories by id, and the category of each object."""
+    found = load(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None))
+    return {category['id']: category['name'] for category in found['categories']}, categories_of(found)
+
+
+def categories_of(annotations: dict) -> list[int]:
+    """The category of each object of a file in COCO's format; what belongs to panoptic maps is no object."""
+    return [one['category_id'] for one in annotations.get('annotations', ()) if 'segments_info' not in one]
+
+
+def check_categories(dataset: Dataset) -> None:
+    """Data sets of mmdet's in COCO's format find all of their classes in their annotation file, and those of objects.
+
+    mmdet leaves out what it does not find, and gives the labels of the classes after it to others. A file that is not
+    small is read again only where the data set gives reason to.
+
+    Raises:
+        ConfigError: Names the classes.
+    """
+    for base in base_datasets(dataset):
+        found, classes = getattr(base, 'cat_ids', None), base.metainfo.get('classes') or ()
+        if found is None:
+            continue
+        agree = len(found) == len(classes) and set(getattr(base, 'cat_img_map', ())) <= set(found)
+        if not agree or is_small(base.ann_file):
+            check_listed(*read_annotations(base), found, classes, base.ann_file)
+
+
+def check_listed(names: dict[int, str], used: Sequence[int], found: Sequence[int], classes: Sequence[str],
+                 file: str) -> None:
+    """What mmdet `found (ids)` of the `classes` among the categories of a file, and what its objects `used`."""
+    unknown = [number for number in used if number not in names]
+    if unknown:
+        raise ConfigError(f'{len(unknown)} of {len(used)} annotations in {file} have a category_id, such as '
+                          f'{unknown[0]!r}, that is none of the file\'s ({", ".join(map(repr, names))}): mmdet would '
+                          'leave them out; mend the file')
+    listed = [names[number] for number in found]
+    repeated = [name for name in listed if listed.count(name) > 1]
+    if repeated:
+        raise ConfigError(f'{file} has the category {repeated[0]!r} {listed.count(repeated[0])} times: give the '
+                          'objects of both one id, and list it once')
+    if len(found) < len(classes):
+        there = list(names.values())
+        missing = [name for name in classes if name not in there]
+        raise ConfigError(f'{file} has no category {", ".join(map(repr, missing[:5]))} of the {len(classes)} in the '
+                          f'data set\'s metainfo.classes; it has {", ".join(map(repr, there[:10]))}'
+                          f'{", ..." * (len(there) > 10)}: write the names alike, leave out what it does not have, or '
+                          'name the file of these data')
+
+
+def check_annotations(annotations: object, dataset: Dataset, name: str, training: Dataset | None = None) -> None:
+    """A metric's annotation file, a `COCO` of mmdet's, holds the classes and images of the data that it judges.
+
+    `name` is what the config calls it, `training` what the model is trained on.
+
+    Raises:
+        ConfigError: It is that of others, or annotations have a category that is none of the file's, or it has the
+            categories in another order than the file of the training images, so that mmdet would confuse them.
+    """
+    names, used = {number: found['name'] for number, found in annotations.cats.items()}, categories_of(
+        annotations.dataset)
+    for base in base_datasets(dataset):
+        classes = base.metainfo.get('classes') or ()
+        found = annotations.get_cat_ids(cat_names=classes)
+        check_listed(names, used, found, classes, name)
+        in_file = [names[number] for number in found]
+        for trained in base_datasets(training) if training is not None else ():
+            check_order(trained, found, in_file, name)
+        if in_file != list(classes):
+            print_log(f'mmdet numbers classes in the order of the annotation file, which is {", ".join(in_file[:10])}, '
+                      'and not in that of metainfo.classes: pictures will show wrong names; put metainfo.classes in '
+                      'this order', logger='current', level=logging.WARNING)
+        images = [base.get_data_info(index).get('img_id') for index in range(len(base))]
+        others = [image for image in images if image not in annotations.imgs]
+        if others:
+            raise ConfigError(f'{name} lacks {len(others)} of the {len(images)} images of {base.ann_file}, such as the '
+                              f'id {others[0]!r}: name the same file in the evaluator as in the dataset')
+
+
+def check_order(trained: BaseDataset, judged: Sequence[int], names: Sequence[str], file: str) -> None:
+    """The file of the training images has its categories in the order of the metric's `file`: `judged (ids)`, `names`.
+
+    mmdet numbers classes in that order, in each file for itself.
+    """
+    found = getattr(trained, 'cat_ids', None)
+    if found is None or (list(found) == list(judged) and not is_small(trained.ann_file)):
+        return
+    listed, _ = read_annotations(trained)
+    ours = [listed[number] for number in found]
+    if ours != list(names):
+        raise ConfigError(f'the categories of {trained.ann_file} are in the order {", ".join(ours[:10])}, and those of '
+                          f'{file} {", ".join(names[:10])}: mmdet numbers classes in the order of each file, and would '
+                          'take one for another; write both in one order')
