@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmtok.ops import dispatch, moto, moto_from_logits, triton_backend
+from mmtok.ops import blocks, dispatch, moto, moto_from_logits, triton_backend
 from mmtok.ops.reference import layout_reference, moto_reference
 
 # (B, C, H, W, n), labelled by what is odd about it
@@ -62,8 +62,9 @@ def device_of(backend):
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    """Whatever the run of the suite gives a test process: blocks are split among threads in use, too."""
+def two_threads(monkeypatch):
+    """Whatever the run of the suite gives a test process: small blocks are split among threads in use, too."""
+    monkeypatch.setattr(blocks, 'BLOCK_BYTES', dict(cpu=1 << 21))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

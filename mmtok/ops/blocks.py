@@ -14,8 +14,8 @@ from .reference import MIN_MASS
 ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
 # Enough to see whether a shift is worth its pass: runs of pixels all over a map, of as many images as are cheap to read
 RUNS, RUN, SEEN_ELEMENTS = 16, 16, 1 << 18
-# Of a (2C, pixels) work buffer. CPU: what the second-level caches of two cores hold; else few launches.
-BLOCK_BYTES = {'cpu': 1 << 21}
+# Of a (2C, pixels) work buffer. CPU: backward has four of that size in the third-level cache; else few launches.
+BLOCK_BYTES = {'cpu': 1 << 22}
 BLOCK_BYTES_ELSEWHERE = 1 << 27
 WHOLE_ELEMENTS = 1 << 18  # a map up to this size is one block, whose buffers the second pass finds still filled
 CHUNK = 512  # pixels of a tile of a large image; see Tiling
@@ -46,8 +46,10 @@ class Tiling:
             self.even = chunks * self.chunk
             full, rest = divmod(chunks, self.together)
             self.sizes = ([self.together] * full + [rest] * (rest > 0) + [1] * (self.even < pixels)) * batch
+            self.tiles = chunks + (self.even < pixels)  # of an image
         else:
             self.together = batch if whole else max(1, room // pixels)
+            self.tiles = 1
 
     def maps(self, map: Tensor | None) -> Sequence[Tensor] | Iterator[None]:
         """Of each block its part of a map (T,*,p)."""
@@ -62,18 +64,14 @@ class Tiling:
                 parts.append(image[:, :, self.even:])
         return parts
 
-    def rows(self, table: Tensor) -> Sequence[Tensor]:
-        """Of each block the rows of its images in a table, to be added to (T,*,*) or (1,*,*)."""
-        if not self.chunked:
-            return table.split(self.together)
-        return [row for row in table.split(1) for _ in range(len(self.sizes) // len(table))]
-
     def tables(self, table: Tensor | None) -> Sequence[Tensor] | Iterator[None]:
         """Of each block a row for each of its tiles (T,*,*)."""
         if table is None:
             return repeat(None)
-        rows = self.rows(table)
-        return [row.expand(size, -1, -1) for row, size in zip(rows, self.sizes, strict=True)] if self.chunked else rows
+        if not self.chunked:
+            return table.split(self.together)
+        rows = [row for row in table.split(1) for _ in range(len(self.sizes) // len(table))]
+        return [row.expand(size, -1, -1) for row, size in zip(rows, self.sizes, strict=True)]
 
 
 class Block(NamedTuple):
@@ -167,9 +165,9 @@ class Inputs:
             self.slope, self.offset = slope.to(work), (offset - offset.amax(1, keepdim=True)).to(work)
         self.tiling, self.blocks = self.cut()
 
-    def refine(self) -> None:
-        """After float32 blocks that were not enough: give them an origin if they had none, else turn to float64."""
-        if self.region and not self.shifted:
+    def refine(self, reason: str) -> None:
+        """After float32 blocks that were not enough: give them an origin where that can help, else turn to float64."""
+        if reason == 'spread' and self.region and not self.shifted:
             self.use(self.work, shifted=True)
         else:
             self.use(torch.float64)
@@ -201,6 +199,22 @@ def lies_around_zero(x: Tensor) -> bool:
         few = few[:, :, :pixels - pixels % RUNS].unflatten(2, (RUNS, -1))[..., :RUN].flatten(2)
     few = few.float()
     return bool((2 * few.mean(2).square() <= few.square().mean(2)).all())
+
+
+class Sums:
+    """A table (B,rows,columns) of sums over pixels: each tile fills its own, in the precision of the blocks."""
+
+    def __init__(self, inputs: Inputs, rows: int, columns: int):
+        self.tiling, batch = inputs.tiling, len(inputs.x)
+        self.tiles = inputs.x.new_empty((batch, self.tiling.tiles, rows, columns), dtype=inputs.work)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Of each block what its tiles fill (T,rows,columns)."""
+        return iter(self.tiles.flatten(0, 1).split(self.tiling.sizes if self.tiling.chunked else self.tiling.together))
+
+    def total(self) -> Tensor:
+        """The sums of the tiles, in float64."""
+        return self.tiles.sum(1, dtype=torch.float64)
 
 
 class Buffers:

@@ -7,19 +7,21 @@ With `A = beta / (sigma + eps)` and `B = alpha - mu * A` (both (n,C)) the sum ov
 so nothing of size (B,n,C,H,W) exists. With statistics of regions each block is shifted by a channel mean before it is
 squared or summed, unless the map lies around zero; the sums of blocks are added in float64. Inside blocks a CPU works
 in float32, twice as fast, as long as no region lies more than a few of its deviations from the channel mean;
-`float32_suffices` looks afterwards, and where it does not, everything is done again: with a shift if there was none,
-else, as with hard regions whose means lie thousands of deviations apart, in float64. Elsewhere, where looking would
-stop the device, it is float64 from the start.
+`why_too_coarse` looks afterwards, and where they were, everything is done again: with a shift if there was none and
+one can help, else, as with hard regions whose means lie thousands of deviations apart, in float64. Elsewhere, where
+looking would stop the device, it is float64 from the start.
 
-Forward reads X twice (once more where it starts again) and writes Y; backward reads X and dY twice and writes dX.
+Forward reads X twice (once more each time it starts again) and writes Y; backward reads X and dY twice and writes dX.
 Layouts from 1x1 logits are recomputed per block and never stored.
 """
+
+from itertools import repeat
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import Buffers, Inputs
+from .blocks import Buffers, Inputs, Sums
 from .reference import MIN_MASS, deviation_of
 
 # Relative error that a float64 sum of squares may have gathered. A region's deviation counts as 0 below 1e-7 of
@@ -32,38 +34,32 @@ FLOAT32_ORIGIN = 64  # distance of the origin from 0, in deviations of a channel
 FLOAT32_SQUARE = 1e12  # mean square up to which dY / sigma^2 is far from the smallest numbers
 
 
-def add(total: Tensor, part: Tensor) -> None:
-    """What each tile found to the float64 rows of its images."""
-    total += part if len(part) == len(total) else part.sum(0, keepdim=True, dtype=torch.float64)
-
-
-def region_statistics(inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], bool]:
+def region_statistics(inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], str]:
     """Of each entity mass (B,n,1), mean and standard deviation (B,n,C), in float64; the last centred block and layout.
 
-    Third, whether the precision of the blocks was enough.
+    Third, why the precision of the blocks was not enough, if it was not.
     """
-    x = inputs.x
-    batch, channels, _ = x.shape
-    mass = x.new_zeros((batch, n, 1), dtype=torch.float64)
-    moments = x.new_zeros((batch, n, 2 * channels), dtype=torch.float64)
-    buffers = Buffers(inputs)
-    for block, masses, sums in zip(inputs.blocks, inputs.tiling.rows(mass), inputs.tiling.rows(moments), strict=True):
+    channels, buffers = inputs.x.shape[1], Buffers(inputs)
+    masses, sums, squares = (Sums(inputs, n, columns) for columns in (1, channels, channels))
+    for block, to_mass, to_sum, to_square in zip(inputs.blocks, masses, sums, squares, strict=True):
         centred = block.centred(buffers)
         square = torch.mul(centred, centred, out=buffers('square', block, channels))
         share, _ = block.layout(centred)
-        add(masses, share.sum(2, keepdim=True))
-        add(sums[..., :channels], torch.bmm(share, centred.mT))
-        add(sums[..., channels:], torch.bmm(share if inputs.region else share * share, square.mT))
+        torch.sum(share, 2, keepdim=True, out=to_mass)
+        torch.bmm(share, centred.mT, out=to_sum)
+        torch.bmm(share if inputs.region else share * share, square.mT, out=to_square)
+    mass = masses.total()
     total = inputs.population(mass)
-    mean, square = (moments / total).chunk(2, 2)
+    mean, square = sums.total() / total, squares.total() / total
     variance = square - mean * mean
-    enough = inputs.work != torch.float32 or float32_suffices(inputs, mass, square, variance)
-    return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), (centred, share), enough
+    reason = why_too_coarse(inputs, mass, square, variance) if inputs.work == torch.float32 else ''
+    return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), (centred, share), reason
 
 
-def float32_suffices(inputs: Inputs, mass: Tensor, square: Tensor, variance: Tensor) -> bool:
-    """Whether float32 blocks cost no more than a few roundings: spread of the regions, logits, range of the squares."""
-    fits = ((square < FLOAT32_SPREAD * variance) & (square <= FLOAT32_SQUARE)) | (mass <= MIN_MASS)
+def why_too_coarse(inputs: Inputs, mass: Tensor, square: Tensor, variance: Tensor) -> str:
+    """Where float32 blocks cost more than a few roundings: 'range' of squares or logits, or 'spread' of the regions."""
+    empty = mass <= MIN_MASS
+    fits = (square <= FLOAT32_SQUARE) | empty
     if inputs.weight is not None:
         # Mean square of each channel; of a product, at least the part that the layouts leave of it
         of_channel = (square * inputs.population(mass)).sum(1) / mass.sum(1).clamp(min=MIN_MASS)
@@ -75,7 +71,9 @@ def float32_suffices(inputs: Inputs, mass: Tensor, square: Tensor, variance: Ten
         fits = fits & (logits <= FLOAT32_LOGITS)
         if inputs.origin is not None:
             fits = fits & (inputs.origin.mT.abs() <= FLOAT32_ORIGIN * spread)
-    return bool(fits.all())
+    if not fits.all():
+        return 'range'
+    return '' if ((square < FLOAT32_SPREAD * variance) | empty).all() else 'spread'
 
 
 def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -86,10 +84,10 @@ def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> t
 
 def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fill `out (B,C,P)`; returns the statistics. Refines `inputs` where float32 does not do."""
-    stats, (centred, share), enough = region_statistics(inputs, beta.shape[0])
-    while not enough:
-        inputs.refine()
-        stats, (centred, share), enough = region_statistics(inputs, beta.shape[0])
+    stats, (centred, share), reason = region_statistics(inputs, beta.shape[0])
+    while reason:
+        inputs.refine(reason)
+        stats, (centred, share), reason = region_statistics(inputs, beta.shape[0])
     mass, mean, deviation = stats
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
     if inputs.region:
@@ -146,15 +144,16 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         torch.mul(centred, upstream, out=terms[:, :channels])
         return terms, centred, upstream
 
-    d_table = x.new_zeros((*mean.shape[:2], 2 * channels), dtype=torch.float64)
-    for block, upstream, sums in zip(inputs.blocks, upstreams, tiling.rows(d_table), strict=True):
+    n = beta.shape[0]
+    d_table = Sums(inputs, n, 2 * channels)
+    for block, upstream, to_table in zip(inputs.blocks, upstreams, d_table, strict=True):
         terms, centred, upstream = terms_of(block, upstream)
         share, soft = block.layout(centred)
-        add(sums, torch.bmm(share, terms[:, :2 * channels].mT))
+        torch.bmm(share, terms[:, :2 * channels].mT, out=to_table)
 
     inverse, scale = coefficients(mass, deviation, beta, inputs.eps)
     shift = alpha.double() - mean * scale
-    d_scale, d_shift = d_table[..., :channels], d_table[..., channels:]
+    d_scale, d_shift = d_table.total().chunk(2, 2)
     d_scale = d_scale - mean * d_shift
     grad_beta, grad_alpha = (d_scale * inverse).sum(0), d_shift.sum(0)
     if grad_x is None:
@@ -179,10 +178,10 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     field_table, layout_table, constant, e = (
         tiling.tables(t.to(work)) for t in (field_table.mT, layout_table, constant, e))
 
-    d_slope, d_offset = torch.zeros_like(mean), torch.zeros_like(mass)
-    parts = zip(inputs.blocks, upstreams, field_table, layout_table, constant, e, tiling.rows(d_slope),
-                tiling.rows(d_offset), tiling.maps(grad_x), tiling.maps(grad_layout), strict=False)
-    for block, upstream, of_field, of_layout, of_share, of_square, slopes, offsets, to_x, to_layout in parts:
+    d_slope, d_offset = (Sums(inputs, n, columns) for columns in (channels, 1)) if from_logits else (repeat(None),) * 2
+    parts = zip(inputs.blocks, upstreams, field_table, layout_table, constant, e, d_slope, d_offset,
+                tiling.maps(grad_x), tiling.maps(grad_layout), strict=False)
+    for block, upstream, of_field, of_layout, of_share, of_square, to_slope, to_offset, to_x, to_layout in parts:
         if not inputs.whole:
             terms, centred, upstream = terms_of(block, upstream)
             share, soft = block.layout(centred)
@@ -202,13 +201,14 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
             d_share *= soft
             d_logits = d_share.addcmul_(soft, d_share.sum(1, keepdim=True), value=-1)  # of tau * Z
             result.baddbmm_(block.slope.mT, d_logits)
-            add(slopes, torch.bmm(d_logits, centred.mT))
-            add(offsets, d_logits.sum(2, keepdim=True))
+            torch.bmm(d_logits, centred.mT, out=to_slope)
+            torch.sum(d_logits, 2, keepdim=True, out=to_offset)
         elif to_layout is not None:
             to_layout.copy_(d_share)
         to_x.copy_(result)
     if not from_logits:
         return grad_beta, grad_alpha, None, None
+    d_slope, d_offset = d_slope.total(), d_offset.total()
     if inputs.origin is not None:
         d_slope += d_offset @ inputs.origin.double().mT
     grad_weight = inputs.tau * d_slope.sum(0)
