@@ -3,7 +3,7 @@
 By default the sizes of the paper's complexity table (16 channels, a batch of 1; the row that it gives is of its own
 GPU) with 2048 added, and three shapes of real tokenizers. The floor is the time in which the memory moves what the
 operator cannot do without at the speed of a copy: forward 3 times the bytes of the map, backward 5 times, and the
-layout once more in each where it is given. On a CPU the heap keeps its pages, for all methods.
+layout once more in each where it is given.
 """
 
 import argparse
@@ -135,8 +135,8 @@ def add_arguments(parser) -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to compute')
     parser.add_argument('--patience', type=float, default=10, metavar='S',
                         help='a method whose call takes longer is called once, and not on larger maps')
-    parser.add_argument('--fresh-pages', action='store_true',
-                        help="leave glibc's heap as it is, which maps and faults in each result of over 32 MiB anew")
+    parser.add_argument('--keep-pages', action='store_true',
+                        help='have the heap keep its pages, of which glibc faults in those of large results anew')
     timing.add_arguments(parser, repeats=7, name='moto')
     parser.set_defaults(run=run)
 
@@ -290,7 +290,7 @@ def run(args) -> None:
     dtype = getattr(torch, args.dtype)
     if args.device == 'cpu':
         memory.limit_to_available()
-        if not args.fresh_pages:
+        if args.keep_pages:
             timing.keep_pages()
         where = provenance(args.seed)
     else:
@@ -303,7 +303,7 @@ def run(args) -> None:
     print(f'MoTo, n = {args.entities}, {args.dtype}, on {where["device"]}, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Copies run at {bandwidth / 1e9:.1f} GB/s, read and written: the floor. Medians of '
           f'{args.repeats} interleaved rounds; MiB is what a call adds.'
-          + ' Large results come in fresh pages.' * args.fresh_pages)
+          + ' The heap keeps its pages.' * args.keep_pages)
     rows, dropped = [], {}
     for shape in sorted(args.shapes, key=math.prod):
         case = Case(shape, args.entities, dtype, args.device, args.seed)

@@ -40,7 +40,7 @@ def keep_pages() -> None:
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if platform.system() == 'Linux' else None
     if mallopt is not None:  # musl has none
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_trim_threshold, -1)  # without limit
         mallopt(m_mmap_max, 0)
 
 
