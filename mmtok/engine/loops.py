@@ -24,9 +24,9 @@ class ChecksData:
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         predicts_masks = any('mask' in name for name, _ in self.runner.model.named_modules())
-        training = getattr(self.runner._train_loop, 'dataloader', None)
+        training = getattr(getattr(self.runner._train_loop, 'dataloader', None), 'dataset', None)
         configs = metric_configs(self.runner.cfg.get(self.evaluator_name), self.evaluator_name)
-        check_metrics(self.evaluator, configs, predicts_masks, self.dataloader.dataset, training and training.dataset)
+        check_metrics(self.evaluator, configs, predicts_masks, self.dataloader.dataset, training)
 
     def run_iter(self, idx: int, data_batch: dict) -> None:
         model = self.runner.model
