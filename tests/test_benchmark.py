@@ -58,7 +58,7 @@ def test_moto_command_does_not_wait_for_what_is_slow(tmp_path):
 
 
 def test_backbones_command(tmp_path):
-    output, rows = run_benchmark(tmp_path, 'backbones', '--trunk', 'DeiT-S', '--size', '64', '--repeats', '2')
+    output, rows = run_benchmark(tmp_path, 'backbones', '--trunk', 'DeiT-S', '--size', '64', '--repeats', '1')
     assert output.count('MoTo adds ') == 2
     assert [row['method'] for row in rows] == 2 * ['mmtok', 'mmtok + MoTo', 'timm', 'mmseg']
 

@@ -303,6 +303,7 @@ def interrupt(class_folder, work_dir, said: str, *options: str) -> str:
     with subprocess.Popen(
             [sys.executable, str(TRAIN), str(CONFIG), '--work-dir', str(work_dir), '--epochs', '500', *options],
             text=True, cwd=work_dir.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell's background job ignores
             env={**os.environ, 'CIFAR10_ROOT': str(class_folder), 'OMP_NUM_THREADS': '1'}) as process:
         limit = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
         limit.start()
