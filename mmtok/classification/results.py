@@ -27,6 +27,7 @@ from .fingerprint import fingerprint
 
 PACKAGES = ('mmtok', 'torch', 'timm', 'mmengine', 'onedl-mmengine')
 RESULTS, TRAIN_LIST = 'results.json', 'train_images.txt'
+STAMP = '????????_??????'  # in the names of those that were put aside
 
 
 @HOOKS.register_module()
@@ -65,7 +66,7 @@ class ResultsHook(Hook):
         if not runner._resume:
             return
         meta, folder = checkpoint.get('meta') or {}, Path(runner.work_dir)
-        for path in (folder / RESULTS, *folder.glob(f'{Path(RESULTS).stem}_*.json')):
+        for path in (folder / RESULTS, *folder.glob(f'{Path(RESULTS).stem}_{STAMP}*.json')):
             found = json.loads(path.read_text()) if path.is_file() else {}
             if found.get('curve') and found.get('training') == meta.get('training'):
                 self.curve, self.data_before = found['curve'], found.get('data')
