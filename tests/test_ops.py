@@ -1,6 +1,8 @@
 """`mmtok.ops` against the float64 reference: values and every gradient."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -282,8 +284,23 @@ def test_runs_are_bitwise_equal(backend):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.skipif(not Path('/sys/kernel/mm/transparent_hugepage').exists(), reason='no huge pages here')
+def test_large_results_come_in_huge_pages():
+    """The kernel marks the memory with 'hg', whether it has such pages to give or not."""
+    y = moto(torch.zeros(1, 4, 1024, 1024), torch.full((1, 2, 1024, 1024), 0.5), torch.ones(2, 4), torch.zeros(2, 4),
+             backend='torch')
+    middle, found, flags = y.data_ptr() + y.nbytes // 2, False, []
+    for line in Path('/proc/self/smaps').read_text().splitlines():
+        limits = re.match(r'([0-9a-f]+)-([0-9a-f]+) ', line)
+        if limits:
+            found = int(limits[1], 16) <= middle < int(limits[2], 16)
+        elif found and line.startswith('VmFlags:'):
+            flags = line.split()[1:]
+    assert 'hg' in flags
+
+
 def test_memory_never_holds_entities_times_channels(monkeypatch):
-    """No tensor of the torch backend has B*n*C*H*W elements, in forward or backward."""
+    """No tensor of the torch backend has B*n*C*H*W elements, in forward or backward: nor work space, of a large map."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -296,8 +313,8 @@ def test_memory_never_holds_entities_times_channels(monkeypatch):
                     self.numel = max(self.numel, t.numel())
             return out
 
-    x = torch.randn(1, 16, 256, 256, requires_grad=True)
-    layout = torch.randn(1, 8, 256, 256).softmax(1).requires_grad_()
+    x = torch.randn(1, 16, 512, 512, requires_grad=True)
+    layout = torch.randn(1, 8, 512, 512).softmax(1).requires_grad_()
     with Largest() as seen:
         moto(x, layout, torch.ones(8, 16), torch.zeros(8, 16)).sum().backward()
     assert seen.numel <= x.numel()

@@ -125,9 +125,13 @@ def compare_case(number: int, backend: str) -> None:
         weight = (weight * 1e-3).to(dtype).double()
     inputs = (x, weight, bias, beta, alpha) if from_logits else (x, layout, beta, alpha)
 
+    # Regions do not see what a channel has in common. Beside a mean of 1e6 float64 loses a deviation of 1e-12, which
+    # one pixel that has nearly all of a region leaves it.
+    common = x[:, :, :1, :1] if statistics == 'region' else 0.0
+
     def reference(x, *rest):
         layout = layout_reference(x, *rest[:2], 0.1, partition) if from_logits else rest[0]
-        return moto_reference(x, layout, *rest[-2:], statistics=statistics, mask=mask)
+        return moto_reference(x - common, layout, *rest[-2:], statistics=statistics, mask=mask)
 
     device = device_of(backend)
     options = dict(statistics=statistics, mask=None if mask is None else mask.to(device), backend=backend)

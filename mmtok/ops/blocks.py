@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .pages import in_huge_pages
 from .reference import MIN_MASS
 
 ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
@@ -95,9 +96,7 @@ class Block(NamedTuple):
 
     def centred(self, buffers: 'Buffers') -> Tensor:
         """x - origin, to be read: x itself where it can be."""
-        if self.origin is None and self.x.dtype == buffers.options['dtype']:
-            return self.x
-        return self.centre(buffers('x', self, self.x.shape[1]))
+        return self.centre(buffers('x', self)) if buffers.rows['x'] else self.x
 
     def layout(self, centred: Tensor) -> tuple[Tensor, Tensor | None]:
         """Layout (T,n,p) with padding set to 0, and the softmax behind it where there is one."""
@@ -181,6 +180,11 @@ class Inputs:
             tiling.maps(self.x), tiling.tables(self.origin), tiling.maps(self.layout), tiling.maps(self.mask),
             *map(tiling.tables, filters), strict=False)]
 
+    @property
+    def copied(self) -> int:
+        """Rows of the work space in which x - origin stands: 0 where x itself is that."""
+        return 0 if self.origin is None and self.x.dtype == self.work else self.x.shape[1]
+
     def population(self, mass: Tensor) -> Tensor | int:
         """What the moments are divided by: the mass (B,n,1), or with 'product' the number of real pixels."""
         if self.region:
@@ -218,16 +222,19 @@ class Sums:
 
 
 class Buffers:
-    """Work space that is handed out again and again: fresh pages would cost more than the arithmetic."""
+    """Work space that is handed out again and again: fresh pages would cost more than the arithmetic.
 
-    def __init__(self, inputs: Inputs):
-        self.options = dict(dtype=inputs.work, device=inputs.x.device)
-        self.kept = {}
+    One piece of memory for all, `rows` of the largest block to each name. The C library gives the system back what is
+    freed at once if that is more than twice its largest piece, and would with several do so after each call.
+    """
 
-    def __call__(self, name: str, block: Block, rows: int) -> Tensor:
+    def __init__(self, inputs: Inputs, blocks: list[Block], **rows: int):
+        pixels = max(block.x.shape[0] * block.x.shape[2] for block in blocks)
+        memory = torch.empty(sum(rows.values()) * pixels, dtype=inputs.work, device=inputs.x.device)
+        parts = in_huge_pages(memory).split([count * pixels for count in rows.values()])
+        self.rows, self.parts = rows, dict(zip(rows, parts, strict=True))
+
+    def __call__(self, name: str, block: Block) -> Tensor:
         """(T,rows,p), not set to anything."""
-        shape = block.x.shape[0], rows, block.x.shape[2]
-        size, buffer = math.prod(shape), self.kept.get(name)
-        if buffer is None or buffer.numel() < size:  # the first block is the largest of an image
-            buffer = self.kept[name] = torch.empty(size, **self.options)
-        return buffer[:size].view(shape)
+        shape = block.x.shape[0], self.rows[name], block.x.shape[2]
+        return self.parts[name][:math.prod(shape)].view(shape)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .blocks import Buffers, Inputs, Sums
+from .pages import in_huge_pages
 from .reference import MIN_MASS, deviation_of
 
 # Relative error that a float64 sum of squares may have gathered. A region's deviation counts as 0 below 1e-7 of
@@ -39,11 +40,12 @@ def region_statistics(inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Ten
 
     Third, why the precision of the blocks was not enough, if it was not.
     """
-    channels, buffers = inputs.x.shape[1], Buffers(inputs)
+    channels = inputs.x.shape[1]
+    buffers = Buffers(inputs, inputs.blocks, x=inputs.copied, square=channels)
     masses, sums, squares = (Sums(inputs, n, columns) for columns in (1, channels, channels))
     for block, to_mass, to_sum, to_square in zip(inputs.blocks, masses, sums, squares, strict=True):
         centred = block.centred(buffers)
-        square = torch.mul(centred, centred, out=buffers('square', block, channels))
+        square = torch.mul(centred, centred, out=buffers('square', block))
         share, _ = block.layout(centred)
         torch.sum(share, 2, keepdim=True, out=to_mass)
         torch.bmm(share, centred.mT, out=to_sum)
@@ -103,13 +105,13 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
 
     tables = [t.mT.unflatten(1, (groups, -1)) for t in (scale, alpha.double() - mean * scale)]  # (B,groups,C/groups,n)
     table = torch.cat(tables, 2).flatten(1, 2).to(inputs.work)  # (B,2C,n)
-    buffers = Buffers(inputs)
+    buffers = Buffers(inputs, blocks, x=inputs.copied, field=2 * out.shape[1])
     for block, rows, place in zip(blocks, tiling.tables(table), tiling.maps(out), strict=True):
         if not inputs.whole:
             centred = block.centred(buffers)
             share, _ = block.layout(centred)
         field = torch.bmm(grouped(rows), share if groups == 1 else share.expand(groups, -1, -1),
-                          out=grouped(buffers('field', block, 2 * out.shape[1])))
+                          out=grouped(buffers('field', block)))
         scales, shifts = field.chunk(2, 1)
         direct = place.dtype == inputs.work
         torch.addcmul(shifts, scales, grouped(centred), out=grouped(place if direct else centred))
@@ -134,11 +136,12 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     mass, mean, deviation = stats
     x, region, work = inputs.x, inputs.region, inputs.work
     channels = x.shape[1]
-    buffers, tiling = Buffers(inputs), inputs.tiling
+    buffers = Buffers(inputs, inputs.blocks, terms=4 * channels, field=3 * channels, result=channels)
+    tiling = inputs.tiling
     upstreams = tiling.maps(grad)
 
     def terms_of(block, upstream):
-        terms = buffers('terms', block, 4 * channels)  # rows: dY*X, dY, X^2 (filled later), X
+        terms = buffers('terms', block)  # rows: dY*X, dY, X^2 (filled later), X
         centred = block.centre(terms[:, 3 * channels:])
         upstream = terms[:, channels:2 * channels].copy_(upstream)
         torch.mul(centred, upstream, out=terms[:, :channels])
@@ -186,9 +189,9 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
             terms, centred, upstream = terms_of(block, upstream)
             share, soft = block.layout(centred)
         square = torch.mul(centred, centred, out=terms[:, 2 * channels:3 * channels])
-        field = torch.bmm(of_field, share, out=buffers('field', block, 3 * channels))
+        field = torch.bmm(of_field, share, out=buffers('field', block))
         by_grad, by_x, rest = field.chunk(3, 1)
-        result = torch.addcmul(rest, by_grad, upstream, out=buffers('result', block, channels))
+        result = torch.addcmul(rest, by_grad, upstream, out=buffers('result', block))
         result.addcmul_(by_x if region else torch.bmm(of_square.mT, share * share), centred)
 
         if from_logits or to_layout is not None:
@@ -220,7 +223,7 @@ class MoToFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, layout, weight, bias, beta, alpha, mask, tau, partition, statistics, eps):
-        out = torch.empty_like(x)
+        out = in_huge_pages(torch.empty_like(x))
         with torch.autocast(x.device.type, enabled=False):
             inputs = flatten_inputs(x, layout, weight, bias, mask, (tau, partition, statistics, eps))
             stats = forward(inputs, beta, alpha, out.flatten(2))
@@ -233,8 +236,10 @@ class MoToFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, layout, weight, bias, beta, alpha, mask, *stats = ctx.saved_tensors
         # beta and alpha alone need the first of the two passes
-        grad_x = torch.empty_like(x) if any(ctx.needs_input_grad[:4]) else None
-        grad_layout = layout.new_empty(layout.shape) if layout is not None and ctx.needs_input_grad[1] else None
+        grad_x = in_huge_pages(torch.empty_like(x)) if any(ctx.needs_input_grad[:4]) else None
+        grad_layout = None
+        if layout is not None and ctx.needs_input_grad[1]:
+            grad_layout = in_huge_pages(layout.new_empty(layout.shape))
         with torch.autocast(x.device.type, enabled=False):
             inputs = flatten_inputs(x, layout, weight, bias, mask, ctx.options)
             grad_beta, grad_alpha, grad_weight, grad_bias = backward(

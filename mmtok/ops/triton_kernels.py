@@ -146,13 +146,14 @@ def moments_kernel(x, xb, xc, xp, weight, origin, offset, layout, lb, ln, lp, ma
 
 
 @triton.jit
-def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, mean_out, deviation_out, table, tiles, eps,
+def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, low_out, deviation_out, table, tiles, eps,
                          min_mass, rounding, C: tl.constexpr, ENTITIES: tl.constexpr, N: tl.constexpr,
                          ROWS: tl.constexpr):
     """Of one image and channel: its moments in float64, and table (3,N): mean, A = beta/(sigma+eps), alpha - lo * A.
 
     Each entity counts from the pivot of a tile that it owns much of, so that how far regions lie apart costs nothing.
-    The mean in the table is rounded to float32, and `lo` is what that leaves out.
+    The mean in the table is rounded to float32, and `lo` is what that leaves out: kept by itself, since even float64
+    would round it away beside a mean of millions of deviations.
     """
     image, c = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = tl.arange(0, N)
@@ -182,20 +183,20 @@ def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, mean_out, devia
     variance = square - delta * delta
     positive = variance > rounding * square
     deviation = tl.where(positive, tl.sqrt(tl.where(positive, variance, 1.0)), 0.0)
-    mean = zero + delta
-    rounded = mean.to(tl.float32)
+    rounded = (zero + delta).to(tl.float32)
+    lo = (zero - rounded.to(tl.float64)) + delta
     real = ids < ENTITIES
     scale = tl.load(beta + (ids * C + c), mask=real, other=0.0).to(tl.float64) / (deviation + eps)
     scale = tl.where((mass_all > min_mass) & positive, scale, 0.0)  # what counts as flat adds its alpha
     shift = tl.load(alpha + (ids * C + c), mask=real, other=0.0).to(tl.float64)
     place = (image * C + c) * N + ids
     tl.store(mass_out + (image * N + ids), mass_all, mask=c == 0)
-    tl.store(mean_out + place, mean)
+    tl.store(low_out + place, lo)
     tl.store(deviation_out + place, deviation)
     to = table + ((image * C + c) * 3 * N + ids)
     tl.store(to, rounded)
     tl.store(to + N, scale.to(tl.float32))
-    tl.store(to + 2 * N, (shift - (mean - rounded.to(tl.float64)) * scale).to(tl.float32))
+    tl.store(to + 2 * N, (shift - lo * scale).to(tl.float32))
 
 
 @triton.jit
@@ -258,15 +259,16 @@ def grad_moments_kernel(x, xb, xc, xp, weight, origin, offset, layout, lb, ln, l
 
 
 @triton.jit
-def merge_grads_kernel(part, part_mass, mass_in, mean_in, deviation_in, beta, alpha, d_beta, d_alpha, table, tiles, eps,
-                       min_mass, C: tl.constexpr, ENTITIES: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr):
+def merge_grads_kernel(part, part_mass, mass_in, low_in, deviation_in, means, beta, alpha, d_beta, d_alpha, table,
+                       tiles, eps, min_mass, C: tl.constexpr, ENTITIES: tl.constexpr, N: tl.constexpr,
+                       ROWS: tl.constexpr):
     """Of one image and channel: gradients of beta and alpha to be summed over images, and the table (8,N).
 
     `d_v` is the derivative of the loss with respect to v. What comes through mu and sigma acts on X and L as
     d_mu dmu + d_sigma dsigma = sum L (f + e (X - mu)) dX + sum (f (X - mu) + e/2 ((X - mu)^2 - sigma^2)) dL.
     In dX stands A dY + f = A (dY - g), g the mean of dY in the region; rounded to float32 it leaves h = f + A g.
-    Rows: mean, A, alpha - lo A, e, f - e lo, g, h - e lo, k = what of the last sum is constant; `lo` as in
-    merge_moments_kernel.
+    Rows: mean (from `means`, forward's table), A, alpha - lo A, e, f - e lo, g, h - e lo, k = what of the last sum is
+    constant; `lo` as in merge_moments_kernel.
     """
     image, c = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = tl.arange(0, N)
@@ -282,10 +284,9 @@ def merge_grads_kernel(part, part_mass, mass_in, mean_in, deviation_in, beta, al
         second += tl.load(at + 2 * N, mask=r < tiles, other=0.0).to(tl.float64)
     at = (image * C + c) * N + ids
     mass = tl.load(mass_in + (image * N + ids))
-    mean = tl.load(mean_in + at)
+    lo = tl.load(low_in + at)
     deviation = tl.load(deviation_in + at)
     real = ids < ENTITIES
-    lo = mean - mean.to(tl.float32).to(tl.float64)
     d_shift = tl.sum(first, 0)
     d_scale = tl.sum(second, 0) - lo * d_shift
     total = tl.where(mass > min_mass, mass, min_mass)
@@ -302,7 +303,7 @@ def merge_grads_kernel(part, part_mass, mass_in, mean_in, deviation_in, beta, al
     tl.store(d_beta + at, (d_scale * inverse).to(tl.float32))
     tl.store(d_alpha + at, d_shift.to(tl.float32))
     to = table + ((image * C + c) * 8 * N + ids)
-    tl.store(to, mean.to(tl.float32))
+    tl.store(to, tl.load(means + ((image * C + c) * 3 * N + ids)))
     tl.store(to + N, scale.to(tl.float32))
     tl.store(to + 2 * N, (shift - lo * scale).to(tl.float32))
     tl.store(to + 3 * N, e.to(tl.float32))
@@ -349,8 +350,11 @@ def grad_input_kernel(x, xb, xc, xp, weight, origin, offset, layout, lb, ln, lp,
             d_layout += image * eb + start * ep
             tl.store(d_layout + (ids.to(tl.int64) * en + local * ep), d_share, mask=(ids < ENTITIES) & (local < left))
         if FROM_LOGITS:
-            d_share = soft * d_share
-            d_logits = TAU * (d_share - soft * tl.sum(d_share, 0)[None, :, :])
+            # Counted from that of the leading entity: where its softmax is near 1, its own gradient is the small sum of
+            # the others', not what rounding leaves of a difference
+            leader = tl.min(tl.where(soft == tl.max(soft, 0)[None, :, :], ids, N), 0)[None, :, :]
+            d_share = d_share - tl.sum(tl.where(ids == leader, d_share, 0.0), 0)[None, :, :]
+            d_logits = TAU * soft * (d_share - tl.sum(soft * d_share, 0)[None, :, :])
             tl.store(part_bias + (row * N + ids), tl.sum(d_logits, 2)[:, :, None])
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)[None, :, None]

@@ -8,6 +8,7 @@ layout once more in each where it is given.
 
 import argparse
 import math
+import multiprocessing
 import re
 import time
 from collections.abc import Callable
@@ -229,6 +230,26 @@ def measure(shape: tuple[int, ...], direction: str, case: Case, dropped: dict[tu
     return rows
 
 
+def measure_map(shape: tuple[int, ...], dropped: dict[tuple, str], args, bandwidth: float) -> tuple[list[dict], dict]:
+    """Rows of both directions, and `dropped` with what was added to it."""
+    if args.device == 'cpu':
+        memory.limit_to_available()
+        if args.keep_pages:
+            timing.keep_pages()
+    case, rows = Case(shape, args.entities, getattr(torch, args.dtype), args.device, args.seed), []
+    for direction in DIRECTIONS:
+        block = measure(shape, direction, case, dropped, args, bandwidth)
+        compare(block)
+        rows += block
+    return rows, dropped
+
+
+def measure_map_alone(*args) -> tuple[list[dict], dict]:
+    """In a process of its own: what the heap keeps of smaller maps makes the formula up to five times faster."""
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        return pool.apply(measure_map, args)
+
+
 def compare(rows: list[dict]) -> None:
     """The lines below each shape: what a user saves."""
     found = {row['method']: row['ms_median'] for row in rows if row['ms_median']}
@@ -288,13 +309,9 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def run(args) -> None:
     dtype = getattr(torch, args.dtype)
-    if args.device == 'cpu':
-        memory.limit_to_available()
-        if args.keep_pages:
-            timing.keep_pages()
-        where = provenance(args.seed)
-    else:
-        where = {**provenance(args.seed), 'device': torch.cuda.get_device_name(args.device)}
+    where = provenance(args.seed)
+    if args.device != 'cpu':
+        where['device'] = torch.cuda.get_device_name(args.device)
     probe = Case((1, 1, 1, 1), args.entities, dtype, args.device, args.seed)
     reason = why_not(probe.x, (probe.layout, probe.beta, probe.alpha), args.entities, 'region')
     if reason or args.device == 'cpu':  # the interpreter is no backend to measure
@@ -306,11 +323,9 @@ def run(args) -> None:
           + ' The heap keeps its pages.' * args.keep_pages)
     rows, dropped = [], {}
     for shape in sorted(args.shapes, key=math.prod):
-        case = Case(shape, args.entities, dtype, args.device, args.seed)
-        for direction in DIRECTIONS:
-            block = measure(shape, direction, case, dropped, args, bandwidth)
-            compare(block)
-            rows += [{**row, 'copy_gb_per_s': round(bandwidth / 1e9, 1), **where} for row in block]
+        each = measure_map_alone if args.device == 'cpu' else measure_map
+        of_map, dropped = each(shape, dropped, args, bandwidth)
+        rows += [{**row, 'copy_gb_per_s': round(bandwidth / 1e9, 1), **where} for row in of_map]
         write_csv(args.out, rows)  # each time: larger maps take longer and longer
     print()
     compare_sizes(rows)
