@@ -12,6 +12,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,21 +195,25 @@ def measure(shape: tuple[int, ...], direction: str, case: Case, dropped: dict[tu
             bandwidth: float) -> list[dict]:
     """One block of the report; rows for the CSV. What takes too long or too much is added to `dropped`."""
     torch.compiler.reset()
-    calls, seconds, notes = {}, {}, {}
-    for method in args.methods:
-        if (method, direction) in dropped:
-            notes[method] = dropped[method, direction]
-            continue
-        call = make_call(method, direction, case)
-        seconds[method], notes[method] = try_out(call, args, method.endswith('compiled'))
-        if notes[method]:
-            dropped[method, direction] = f'{notes[method]} at {name_of(shape)}'
-        elif seconds[method] > args.patience:
-            dropped[method, direction] = f'over {args.patience:g} s at {name_of(shape)}'
-        else:
-            calls[method] = call
-    times = time_interleaved(calls, args.repeats, {name: max(1, min(100, int(0.02 / seconds[name]))) for name in calls},
-                             args.device)
+    calls, seconds, notes, times = {}, {}, {}, {}
+    # Attention after the others: a system that was given back gigabytes is busy with them for a while
+    for group in (False, True):
+        calls_of = {}
+        for method in (method for method in args.methods if ('attention' in method) == group):
+            if (method, direction) in dropped:
+                notes[method] = dropped[method, direction]
+                continue
+            call = make_call(method, direction, case)
+            seconds[method], notes[method] = try_out(call, args, method.endswith('compiled'))
+            if notes[method]:
+                dropped[method, direction] = f'{notes[method]} at {name_of(shape)}'
+            elif seconds[method] > args.patience:
+                dropped[method, direction] = f'over {args.patience:g} s at {name_of(shape)}'
+            else:
+                calls_of[method] = call
+        counts = {name: max(1, min(100, int(0.02 / seconds[name]))) for name in calls_of}
+        times |= time_interleaved(calls_of, args.repeats, counts, args.device)
+        calls |= calls_of
     rows, passes = [], PASSES[direction]
     print(f'\n{name_of(shape)}, {direction:22} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"floor":>8}')
     for method in args.methods:
@@ -246,8 +251,8 @@ def measure_map(shape: tuple[int, ...], dropped: dict[tuple, str], args, bandwid
 
 def measure_map_alone(*args) -> tuple[list[dict], dict]:
     """In a process of its own: what the heap keeps of smaller maps makes the formula up to five times faster."""
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
-        return pool.apply(measure_map, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(measure_map, *args).result()
 
 
 def compare(rows: list[dict]) -> None:
