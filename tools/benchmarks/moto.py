@@ -137,8 +137,6 @@ def add_arguments(parser) -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to compute')
     parser.add_argument('--patience', type=float, default=10, metavar='S',
                         help='a method whose call takes longer is called once, and not on larger maps')
-    parser.add_argument('--keep-pages', action='store_true',
-                        help='have the heap keep its pages, of which glibc faults in those of large results anew')
     timing.add_arguments(parser, repeats=7, name='moto')
     parser.set_defaults(run=run)
 
@@ -239,8 +237,6 @@ def measure_map(shape: tuple[int, ...], dropped: dict[tuple, str], args, bandwid
     """Rows of both directions, and `dropped` with what was added to it."""
     if args.device == 'cpu':
         memory.limit_to_available()
-        if args.keep_pages:
-            timing.keep_pages()
     case, rows = Case(shape, args.entities, getattr(torch, args.dtype), args.device, args.seed), []
     for direction in DIRECTIONS:
         block = measure(shape, direction, case, dropped, args, bandwidth)
@@ -250,7 +246,7 @@ def measure_map(shape: tuple[int, ...], dropped: dict[tuple, str], args, bandwid
 
 
 def measure_map_alone(*args) -> tuple[list[dict], dict]:
-    """In a process of its own: what the heap keeps of smaller maps makes the formula up to five times faster."""
+    """In a process of its own: with what the heap keeps of smaller maps the formula takes up to five times less."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         return pool.submit(measure_map, *args).result()
 
@@ -289,7 +285,7 @@ def draw(rows: list[dict], path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
         for number, method in enumerate(METHODS):
             points = [(int(row['shape'].split('x')[-1]) ** 2, row['ms_median']) for row in rows if row['ms_median']
@@ -303,10 +299,10 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set(title=direction, xlabel='pixels', xscale='log', yscale='log')
         axis.grid(alpha=0.3)
     axes[0].set_ylabel('ms')
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=5, loc='lower center')
     figure.suptitle(f'MoTo on 16 channels, batch 1, n = {rows[0]["entities"]}, {rows[0]["dtype"]}: {rows[0]["device"]}',
                     fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
     print(f'Picture in {path}')
@@ -324,8 +320,7 @@ def run(args) -> None:
     bandwidth = copy_bandwidth(args.device)
     print(f'MoTo, n = {args.entities}, {args.dtype}, on {where["device"]}, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Copies run at {bandwidth / 1e9:.1f} GB/s, read and written: the floor. Medians of '
-          f'{args.repeats} interleaved rounds; MiB is what a call adds.'
-          + ' The heap keeps its pages.' * args.keep_pages)
+          f'{args.repeats} interleaved rounds; MiB is what a call adds.')
     rows, dropped = [], {}
     for shape in sorted(args.shapes, key=math.prod):
         each = measure_map_alone if args.device == 'cpu' else measure_map
