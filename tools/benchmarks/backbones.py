@@ -102,7 +102,6 @@ def add_arguments(parser) -> None:
     parser.add_argument('--batch', type=int, default=1, help='images')
     timing.add_arguments(parser, repeats=15, name='backbones')
     parser.add_argument('--append', action='store_true', help='keep the rows of other trunks and sizes in the CSV')
-    memory.add_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -124,8 +123,8 @@ def make_call(make: Callable[[int], nn.Module], direction: str, size: int, batch
         backbone.train()
 
         def call():
-            backbone.zero_grad()
             sum(out.mean() for out in backbone(x)).backward()
+            backbone.zero_grad()  # so that gradients count as memory of a call
     return call
 
 
@@ -134,8 +133,7 @@ def print_table(trunk: str, size: int, direction: str, args) -> list[dict]:
     methods = methods_of(trunk)
     calls = {name: make_call(make, direction, size, args.batch, args.seed) for name, make in methods.items()}
     times = time_interleaved(calls, args.repeats)
-    options = dict(trunk=trunk, size=size, batch=args.batch, seed=args.seed)
-    peak = {name: memory.measure_added_peak('backbones', options, name, direction) for name in methods}
+    peak = {name: memory.added_peak(call, 'cpu') for name, call in calls.items()}
     print(f'\n{trunk} at {size}x{size}, {direction}\n  {"":14} {"ms":>8} {"20 %":>8} {"80 %":>8} {"MiB":>7}   '
           'time of mmtok / time of this, 20 %, 80 %')
     rows = []
@@ -154,12 +152,6 @@ def print_table(trunk: str, size: int, direction: str, args) -> list[dict]:
 
 
 def run(args) -> None:
-    if args.memory_of:
-        method, direction = args.memory_of
-        make, size = methods_of(args.trunk[0])[method], args.size[0]
-        memory.print_added_peak(make_call(make, direction, 64, 1, args.seed),
-                                make_call(make, direction, size, args.batch, args.seed))
-        return
     keep_pages()
     print(f'Feature maps from a batch of {args.batch}, float32, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Medians of {args.repeats} interleaved rounds; MiB is what a call adds.')

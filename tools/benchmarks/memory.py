@@ -1,20 +1,11 @@
-"""What one call adds to peak memory: of the resident set, in a fresh process or in this one (Linux), or of a GPU."""
+"""What one call adds to peak memory: of the resident set of this process (Linux), or of a GPU."""
 
-import argparse
 import ctypes
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-OPTION = '--memory-of'
-
-
-def add_argument(parser) -> None:
-    parser.add_argument(OPTION, nargs=2, help=argparse.SUPPRESS)  # METHOD DIRECTION, for the command's own use
 
 
 def resident_kib(name: str) -> int:
@@ -25,15 +16,6 @@ def resident_kib(name: str) -> int:
     raise OSError(f'{name} is not in /proc/self/status')
 
 
-def print_added_peak(warm_up: Callable, call: Callable) -> None:
-    """In a fresh process: MiB. `warm_up` starts libraries and threads before the base line is taken."""
-    warm_up()
-    before = resident_kib('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
-    call()
-    print((resident_kib('VmHWM') - before) / 1024)
-
-
 def limit_to_available() -> None:
     """Let what does not fit into the memory that is free raise an error, before the system kills this process."""
     free = next(int(line.split()[1]) for line in Path('/proc/meminfo').read_text().splitlines()
@@ -42,7 +24,7 @@ def limit_to_available() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def added_peak_here(call: Callable, device: str) -> float:
+def added_peak(call: Callable, device: str) -> float:
     """MiB that a call, not its first, adds to the peak of this process, or of the memory of a GPU."""
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize(device)
@@ -56,13 +38,3 @@ def added_peak_here(call: Callable, device: str) -> float:
     Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
     call()
     return (resident_kib('VmHWM') - before) / 1024
-
-
-def measure_added_peak(command: str, options: dict, method: str, direction: str) -> float:
-    """MiB, from `benchmark.py COMMAND --memory-of METHOD DIRECTION` with these options; a list gives several values."""
-    flags = [flag for name, value in options.items()
-             for flag in (f'--{name}', *map(str, value if isinstance(value, list) else [value]))]
-    script = str(Path(__file__).parents[1] / 'benchmark.py')
-    result = subprocess.run([sys.executable, script, command, *flags, OPTION, method, direction], check=True, text=True,
-                            stdout=subprocess.PIPE)
-    return float(result.stdout.splitlines()[-1])

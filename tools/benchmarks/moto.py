@@ -221,7 +221,7 @@ def measure(shape: tuple[int, ...], direction: str, case: Case, dropped: dict[tu
                    ms_median='', ms_p20='', ms_p80='', peak_mib='', over_floor='', repeats=0, note=notes[method])
         if method in times or (method in seconds and not notes[method]):
             values = spread(times[method]) if method in times else 3 * (1e3 * seconds[method],)
-            peak = memory.added_peak_here(calls[method], args.device) if method in calls else None
+            peak = memory.added_peak(calls[method], args.device) if method in calls else None
             row.update(zip(('ms_median', 'ms_p20', 'ms_p80'), (round(value, 4) for value in values), strict=True),
                        peak_mib='' if peak is None else round(peak, 1), over_floor=round(values[0] / floor, 2),
                        repeats=args.repeats if method in times else 1)

@@ -51,7 +51,6 @@ def add_arguments(parser) -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to train')
     parser.add_argument('--amp', action='store_true', help='in mixed precision, on a GPU')
     timing.add_arguments(parser, repeats=7, name='training')
-    memory.add_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -101,14 +100,6 @@ def make_step(framework: str, variant: str, args) -> Callable:
     return step
 
 
-def peak_mib(framework: str, variant: str, args, step: Callable) -> float:
-    """What an iteration needs beside what lay there before; on a CPU of a fresh process, whose second step counts."""
-    if args.device == 'cpu':
-        options = dict(framework=framework, size=args.size, batch=args.batch, seed=args.seed, device=args.device)
-        return memory.measure_added_peak('training', options, variant, framework)
-    return memory.added_peak_here(step, args.device)
-
-
 def measure(framework: str, args) -> list[dict]:
     """One block of the report; rows for the CSV. Overheads are medians over rounds, of this / plain in the same."""
     steps = {variant: make_step(framework, variant, args) for variant in ('plain', *args.variants)}
@@ -120,7 +111,7 @@ def measure(framework: str, args) -> list[dict]:
     for variant, values in times.items():
         median, low, high = spread(values)
         over = [100 * (ratio - 1) for ratio in spread(values / times['plain'])]
-        peak = peak_mib(framework, variant, args, steps[variant])
+        peak = memory.added_peak(steps[variant], args.device)
         note = f'   (paper, classifiers: {PAPER})' if variant == 'TokenProp' else ''
         print(f'  {variant:10} {median:9.1f} {low:9.1f} {high:9.1f} {peak:8.0f}   {over[0]:8.1f} {over[1]:6.1f} '
               f'{over[2]:6.1f} %{note}', flush=True)
@@ -132,11 +123,6 @@ def measure(framework: str, args) -> list[dict]:
 
 
 def run(args) -> None:
-    if args.memory_of:
-        variant, framework = args.memory_of
-        step = make_step(framework, variant, args)
-        memory.print_added_peak(step, step)
-        return
     if args.amp:
         check_amp(dict(optim_wrapper=dict(type='AmpOptimWrapper')))
     if args.batch == 1 and any(framework.startswith('upernet') for framework in args.framework):
