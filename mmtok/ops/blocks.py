@@ -20,6 +20,7 @@ BLOCK_BYTES = {'cpu': 1 << 22}
 BLOCK_BYTES_ELSEWHERE = 1 << 27
 WHOLE_ELEMENTS = 1 << 18  # a map up to this size is one block, whose buffers the second pass finds still filled
 CHUNK = 512  # pixels of a tile of a large image; see Tiling
+ALIGNED = 64  # elements: so that each part of the work space begins like a tensor of its own
 FLOAT32_EPS = 1e-12  # what underflows when squared in float32 is far below this
 
 
@@ -95,7 +96,7 @@ class Block(NamedTuple):
         return out.copy_(self.x).sub_(self.origin)  # one call would make a wide temporary
 
     def centred(self, buffers: 'Buffers') -> Tensor:
-        """x - origin, to be read: x itself where it can be."""
+        """x - origin, to be read: x itself where no work space is set aside for it; see `Inputs.copied`."""
         return self.centre(buffers('x', self)) if buffers.rows['x'] else self.x
 
     def layout(self, centred: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -224,14 +225,18 @@ class Sums:
 class Buffers:
     """Work space that is handed out again and again: fresh pages would cost more than the arithmetic.
 
-    One piece of memory for all, `rows` of the largest block to each name. The C library gives the system back what is
-    freed at once if that is more than twice its largest piece, and would with several do so after each call.
+    Each name gets `rows` of the largest block, on a CPU all of one piece of memory: glibc keeps what is freed up to
+    twice the largest piece that it has seen (of 32 MiB at most), and would return several pieces after each call.
     """
 
     def __init__(self, inputs: Inputs, blocks: list[Block], **rows: int):
         pixels = max(block.x.shape[0] * block.x.shape[2] for block in blocks)
-        memory = torch.empty(sum(rows.values()) * pixels, dtype=inputs.work, device=inputs.x.device)
-        parts = in_huge_pages(memory).split([count * pixels for count in rows.values()])
+        pixels = -(-pixels // ALIGNED) * ALIGNED
+        sizes, options = [count * pixels for count in rows.values()], dict(dtype=inputs.work, device=inputs.x.device)
+        if inputs.x.device.type == 'cpu':
+            parts = in_huge_pages(torch.empty(sum(sizes), **options)).split(sizes)
+        else:
+            parts = [torch.empty(size, **options) for size in sizes]
         self.rows, self.parts = rows, dict(zip(rows, parts, strict=True))
 
     def __call__(self, name: str, block: Block) -> Tensor:

@@ -35,8 +35,10 @@ FLOAT32_ORIGIN = 64  # distance of the origin from 0, in deviations of a channel
 FLOAT32_SQUARE = 1e12  # mean square up to which dY / sigma^2 is far from the smallest numbers
 
 
-def region_statistics(inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], str]:
-    """Of each entity mass (B,n,1), mean and standard deviation (B,n,C), in float64; the last centred block and layout.
+def region_statistics(
+        inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None, str]:
+    """Of each entity mass (B,n,1), mean and standard deviation (B,n,C), in float64; of a map of one block, centred, the
+    block and its layout.
 
     Third, why the precision of the blocks was not enough, if it was not.
     """
@@ -55,7 +57,8 @@ def region_statistics(inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Ten
     mean, square = sums.total() / total, squares.total() / total
     variance = square - mean * mean
     reason = why_too_coarse(inputs, mass, square, variance) if inputs.work == torch.float32 else ''
-    return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), (centred, share), reason
+    only = (centred, share) if inputs.whole else None  # not to keep the work space
+    return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), only, reason
 
 
 def why_too_coarse(inputs: Inputs, mass: Tensor, square: Tensor, variance: Tensor) -> str:
@@ -86,10 +89,10 @@ def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> t
 
 def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fill `out (B,C,P)`; returns the statistics. Refines `inputs` where float32 does not do."""
-    stats, (centred, share), reason = region_statistics(inputs, beta.shape[0])
+    stats, only, reason = region_statistics(inputs, beta.shape[0])
     while reason:
         inputs.refine(reason)
-        stats, (centred, share), reason = region_statistics(inputs, beta.shape[0])
+        stats, only, reason = region_statistics(inputs, beta.shape[0])
     mass, mean, deviation = stats
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
     if inputs.region:
@@ -107,7 +110,9 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
     table = torch.cat(tables, 2).flatten(1, 2).to(inputs.work)  # (B,2C,n)
     buffers = Buffers(inputs, blocks, x=inputs.copied, field=2 * out.shape[1])
     for block, rows, place in zip(blocks, tiling.tables(table), tiling.maps(out), strict=True):
-        if not inputs.whole:
+        if inputs.whole:
+            centred, share = only
+        else:
             centred = block.centred(buffers)
             share, _ = block.layout(centred)
         field = torch.bmm(grouped(rows), share if groups == 1 else share.expand(groups, -1, -1),
@@ -136,7 +141,8 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     mass, mean, deviation = stats
     x, region, work = inputs.x, inputs.region, inputs.work
     channels = x.shape[1]
-    buffers = Buffers(inputs, inputs.blocks, terms=4 * channels, field=3 * channels, result=channels)
+    second = grad_x is not None  # whether there is a second pass
+    buffers = Buffers(inputs, inputs.blocks, terms=4 * channels, field=3 * channels * second, result=channels * second)
     tiling = inputs.tiling
     upstreams = tiling.maps(grad)
 
@@ -159,7 +165,7 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     d_scale, d_shift = d_table.total().chunk(2, 2)
     d_scale = d_scale - mean * d_shift
     grad_beta, grad_alpha = (d_scale * inverse).sum(0), d_shift.sum(0)
-    if grad_x is None:
+    if not second:
         return grad_beta, grad_alpha, None, None
     d_mean, d_deviation = -scale * d_shift, -d_scale * scale * inverse
     total = inputs.population(mass)

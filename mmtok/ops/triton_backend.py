@@ -144,7 +144,7 @@ class Launcher:
 
     def forward(self, beta: Tensor, alpha: Tensor, eps: float, out: Tensor) -> list[Tensor]:
         """Fill `out (B,C,P)`. Returns the state that backward needs."""
-        state = origin, offset, mass, low, deviation, table = empty_state(self.x, self.entities)
+        state = origin, offset, mass, lo, deviation, table = empty_state(self.x, self.entities)
         self.prepare(origin, offset)
         size, tiles = self.tiles(shares=64)
         shared = self.layout_arguments(origin, offset)
@@ -154,7 +154,7 @@ class Launcher:
         kernels.moments_kernel[self.batch * tiles,](*shared, part, part_mass, self.pixels, tiles, **options)
 
         kernels.merge_moments_kernel[self.batch, self.channels](
-            part, part_mass, beta, alpha, mass, low, deviation, table, tiles, eps, MIN_MASS, SUM_ROUNDING,
+            part, part_mass, beta, alpha, mass, lo, deviation, table, tiles, eps, MIN_MASS, SUM_ROUNDING,
             C=self.channels, ENTITIES=self.entities, N=self.padded, ROWS=self.merged_rows, num_warps=8)
 
         kernels.modulate_kernel[self.batch * tiles,](*shared, table, *self.map_arguments(out), self.pixels, tiles,
@@ -164,20 +164,20 @@ class Launcher:
     def backward(self, grad: Tensor, state: list[Tensor], beta: Tensor, alpha: Tensor, eps: float,
                  grad_x: Tensor | None, grad_layout: Tensor | None) -> list[Tensor | None]:
         """Fill `grad_x` and `grad_layout` if given; returns the gradients of weight, bias, beta and alpha."""
-        origin, offset, mass, low, deviation, means = state
+        origin, offset, mass, lo, deviation, forward_table = state
         size, tiles = self.tiles(shares=64)
         shared = self.layout_arguments(origin, offset)
         part = self.empty(self.batch * tiles, self.channels, 3, self.padded)
         part_mass = self.empty(self.batch * tiles, self.padded)
         kernels.grad_moments_kernel[self.batch * tiles,](
-            *shared, means, *self.map_arguments(grad), part, part_mass, self.pixels, tiles, T=size, BC=self.block,
-            num_warps=self.warps, **self.flags)
+            *shared, forward_table, *self.map_arguments(grad), part, part_mass, self.pixels, tiles, T=size,
+            BC=self.block, num_warps=self.warps, **self.flags)
 
         sums = self.empty(2, self.batch, self.padded, self.channels)
         table = self.empty(self.batch, self.channels, 8, self.padded)
         kernels.merge_grads_kernel[self.batch, self.channels](
-            part, part_mass, mass, low, deviation, means, beta, alpha, sums[0], sums[1], table, tiles, eps, MIN_MASS,
-            C=self.channels, ENTITIES=self.entities, N=self.padded, ROWS=self.merged_rows, num_warps=8)
+            part, part_mass, mass, lo, deviation, forward_table, beta, alpha, sums[0], sums[1], table, tiles, eps,
+            MIN_MASS, C=self.channels, ENTITIES=self.entities, N=self.padded, ROWS=self.merged_rows, num_warps=8)
         grad_beta, grad_alpha = sums.sum(1)[:, :self.entities]  # each (n,C)
         if grad_x is None:
             return [None, None, grad_beta, grad_alpha]

@@ -146,7 +146,7 @@ def moments_kernel(x, xb, xc, xp, weight, origin, offset, layout, lb, ln, lp, ma
 
 
 @triton.jit
-def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, low_out, deviation_out, table, tiles, eps,
+def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, lo_out, deviation_out, table, tiles, eps,
                          min_mass, rounding, C: tl.constexpr, ENTITIES: tl.constexpr, N: tl.constexpr,
                          ROWS: tl.constexpr):
     """Of one image and channel: its moments in float64, and table (3,N): mean, A = beta/(sigma+eps), alpha - lo * A.
@@ -191,7 +191,7 @@ def merge_moments_kernel(part, part_mass, beta, alpha, mass_out, low_out, deviat
     shift = tl.load(alpha + (ids * C + c), mask=real, other=0.0).to(tl.float64)
     place = (image * C + c) * N + ids
     tl.store(mass_out + (image * N + ids), mass_all, mask=c == 0)
-    tl.store(low_out + place, lo)
+    tl.store(lo_out + place, lo)
     tl.store(deviation_out + place, deviation)
     to = table + ((image * C + c) * 3 * N + ids)
     tl.store(to, rounded)
@@ -259,16 +259,16 @@ def grad_moments_kernel(x, xb, xc, xp, weight, origin, offset, layout, lb, ln, l
 
 
 @triton.jit
-def merge_grads_kernel(part, part_mass, mass_in, low_in, deviation_in, means, beta, alpha, d_beta, d_alpha, table,
-                       tiles, eps, min_mass, C: tl.constexpr, ENTITIES: tl.constexpr, N: tl.constexpr,
+def merge_grads_kernel(part, part_mass, mass_in, lo_in, deviation_in, forward_table, beta, alpha, d_beta, d_alpha,
+                       table, tiles, eps, min_mass, C: tl.constexpr, ENTITIES: tl.constexpr, N: tl.constexpr,
                        ROWS: tl.constexpr):
     """Of one image and channel: gradients of beta and alpha to be summed over images, and the table (8,N).
 
     `d_v` is the derivative of the loss with respect to v. What comes through mu and sigma acts on X and L as
     d_mu dmu + d_sigma dsigma = sum L (f + e (X - mu)) dX + sum (f (X - mu) + e/2 ((X - mu)^2 - sigma^2)) dL.
     In dX stands A dY + f = A (dY - g), g the mean of dY in the region; rounded to float32 it leaves h = f + A g.
-    Rows: mean (from `means`, forward's table), A, alpha - lo A, e, f - e lo, g, h - e lo, k = what of the last sum is
-    constant; `lo` as in merge_moments_kernel.
+    Rows: mean (that of forward's table, for one table to do), A, alpha - lo A, e, f - e lo, g, h - e lo, k = what of
+    the last sum is constant; `lo` as in merge_moments_kernel.
     """
     image, c = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = tl.arange(0, N)
@@ -284,7 +284,7 @@ def merge_grads_kernel(part, part_mass, mass_in, low_in, deviation_in, means, be
         second += tl.load(at + 2 * N, mask=r < tiles, other=0.0).to(tl.float64)
     at = (image * C + c) * N + ids
     mass = tl.load(mass_in + (image * N + ids))
-    lo = tl.load(low_in + at)
+    lo = tl.load(lo_in + at)
     deviation = tl.load(deviation_in + at)
     real = ids < ENTITIES
     d_shift = tl.sum(first, 0)
@@ -303,7 +303,7 @@ def merge_grads_kernel(part, part_mass, mass_in, low_in, deviation_in, means, be
     tl.store(d_beta + at, (d_scale * inverse).to(tl.float32))
     tl.store(d_alpha + at, d_shift.to(tl.float32))
     to = table + ((image * C + c) * 8 * N + ids)
-    tl.store(to, tl.load(means + ((image * C + c) * 3 * N + ids)))
+    tl.store(to, tl.load(forward_table + ((image * C + c) * 3 * N + ids)))
     tl.store(to + N, scale.to(tl.float32))
     tl.store(to + 2 * N, (shift - lo * scale).to(tl.float32))
     tl.store(to + 3 * N, e.to(tl.float32))

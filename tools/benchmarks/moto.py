@@ -7,13 +7,16 @@ layout once more in each where it is given.
 """
 
 import argparse
+import ctypes
 import math
 import multiprocessing
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -90,6 +93,7 @@ class Method:
     function: Callable
     names: tuple[str, ...]
     options: dict = field(default_factory=dict)
+    late: bool = False  # after the others: a system that was given back gigabytes is busy with them for a while
 
     def bind(self, case: Case) -> tuple[Callable, list]:
         """The function without arguments left to give, and its tensors."""
@@ -112,8 +116,8 @@ METHODS = {
     'mmtok, from logits': Method(moto_from_logits, LOGITS, dict(backend='torch')),
     'mmtok triton, from logits': Method(moto_from_logits, LOGITS, dict(backend='triton')),
     'instance norm': Method(instance_norm, ('beta', 'alpha')),
-    'self-attention': Method(attention, ('qkv',), dict(fused=False)),
-    'self-attention, fused': Method(attention, ('qkv',), dict(fused=True)),
+    'self-attention': Method(attention, ('qkv',), dict(fused=False), late=True),
+    'self-attention, fused': Method(attention, ('qkv',), dict(fused=True), late=True),
 }
 FORMULAS = ('formula, loop', 'formula, broadcast')
 
@@ -189,32 +193,28 @@ def try_out(call: Callable, args, compiles: bool) -> tuple[float, str]:
         return 0.0, (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
 
 
-def measure(shape: tuple[int, ...], direction: str, case: Case, dropped: dict[tuple, str], args,
+def measure(methods: list[str], shape: tuple[int, ...], direction: str, case: Case, dropped: dict[tuple, str], args,
             bandwidth: float) -> list[dict]:
     """One block of the report; rows for the CSV. What takes too long or too much is added to `dropped`."""
     torch.compiler.reset()
-    calls, seconds, notes, times = {}, {}, {}, {}
-    # Attention after the others: a system that was given back gigabytes is busy with them for a while
-    for group in (False, True):
-        calls_of = {}
-        for method in (method for method in args.methods if ('attention' in method) == group):
-            if (method, direction) in dropped:
-                notes[method] = dropped[method, direction]
-                continue
-            call = make_call(method, direction, case)
-            seconds[method], notes[method] = try_out(call, args, method.endswith('compiled'))
-            if notes[method]:
-                dropped[method, direction] = f'{notes[method]} at {name_of(shape)}'
-            elif seconds[method] > args.patience:
-                dropped[method, direction] = f'over {args.patience:g} s at {name_of(shape)}'
-            else:
-                calls_of[method] = call
-        counts = {name: max(1, min(100, int(0.02 / seconds[name]))) for name in calls_of}
-        times |= time_interleaved(calls_of, args.repeats, counts, args.device)
-        calls |= calls_of
+    calls, seconds, notes = {}, {}, {}
+    for method in methods:
+        if (method, direction) in dropped:
+            notes[method] = dropped[method, direction]
+            continue
+        call = make_call(method, direction, case)
+        seconds[method], notes[method] = try_out(call, args, method.endswith('compiled'))
+        if notes[method]:
+            dropped[method, direction] = f'{notes[method]} at {name_of(shape)}'
+        elif seconds[method] > args.patience:
+            dropped[method, direction] = f'over {args.patience:g} s at {name_of(shape)}'
+        else:
+            calls[method] = call
+    times = time_interleaved(calls, args.repeats, {name: max(1, min(100, int(0.02 / seconds[name]))) for name in calls},
+                             args.device)
     rows, passes = [], PASSES[direction]
     print(f'\n{name_of(shape)}, {direction:22} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"floor":>8}')
-    for method in args.methods:
+    for method in methods:
         given = case.layout.nbytes if 'layout' in METHODS[method].names else 0
         floor = 1e3 * (passes[0] * case.x.nbytes + passes[1] * given) / bandwidth
         row = dict(method=method, direction=direction, shape=name_of(shape), entities=args.entities, dtype=args.dtype,
@@ -234,21 +234,47 @@ def measure(shape: tuple[int, ...], direction: str, case: Case, dropped: dict[tu
 
 
 def measure_map(shape: tuple[int, ...], dropped: dict[tuple, str], args, bandwidth: float) -> tuple[list[dict], dict]:
-    """Rows of both directions, and `dropped` with what was added to it."""
+    """Rows of both directions, and `dropped` with what these add to it."""
     if args.device == 'cpu':
         memory.limit_to_available()
-    case, rows = Case(shape, args.entities, getattr(torch, args.dtype), args.device, args.seed), []
-    for direction in DIRECTIONS:
-        block = measure(shape, direction, case, dropped, args, bandwidth)
-        compare(block)
-        rows += block
+    case = Case(shape, args.entities, getattr(torch, args.dtype), args.device, args.seed)
+    rows, dropped = [], {**dropped}
+    for late in (False, True):
+        methods = [method for method in args.methods if METHODS[method].late == late]
+        for direction in DIRECTIONS if methods else ():
+            block = measure(methods, shape, direction, case, dropped, args, bandwidth)
+            compare(block)
+            rows += block
     return rows, dropped
 
 
-def measure_map_alone(*args) -> tuple[list[dict], dict]:
+def send_map(sender: Connection, *args) -> None:
+    """In a process of its own, which is not to outlive the one that waits for it."""
+    if sys.platform == 'linux':
+        pr_set_pdeathsig = 1  # prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    sender.send(measure_map(*args))
+
+
+def measure_map_alone(shape: tuple[int, ...], *args) -> tuple[list[dict], dict]:
     """In a process of its own: with what the heap keeps of smaller maps the formula takes up to five times less."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        return pool.submit(measure_map, *args).result()
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_map, args=(sender, shape, *args))
+    process.start()
+    sender.close()  # so that the end of that process ends the wait
+    try:
+        found = receiver.recv()
+    except EOFError:
+        process.join()
+        why = 'failed: see above' if process.exitcode > 0 else (
+            f'was killed by signal {-process.exitcode}: if nobody did that, for memory; leave large --shapes out')
+        raise SystemExit(f'mmtok: the process that measured {name_of(shape)} {why}') from None
+    except BaseException:
+        process.terminate()
+        raise
+    process.join()
+    return found
 
 
 def compare(rows: list[dict]) -> None:
@@ -320,7 +346,7 @@ def run(args) -> None:
     bandwidth = copy_bandwidth(args.device)
     print(f'MoTo, n = {args.entities}, {args.dtype}, on {where["device"]}, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Copies run at {bandwidth / 1e9:.1f} GB/s, read and written: the floor. Medians of '
-          f'{args.repeats} interleaved rounds; MiB is what a call adds.')
+          f'{args.repeats} interleaved rounds, of attention after the others; MiB is what a call adds.')
     rows, dropped = [], {}
     for shape in sorted(args.shapes, key=math.prod):
         each = measure_map_alone if args.device == 'cpu' else measure_map

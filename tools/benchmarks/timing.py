@@ -4,6 +4,7 @@ import argparse
 import csv
 import ctypes
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,10 +82,16 @@ def spread(values: np.ndarray) -> tuple[float, float, float]:
     return tuple(float(v) for v in np.percentile(values, [50, 20, 80]))
 
 
+def huge_pages() -> str:
+    """Who gets huge pages on a CPU: 'always', whoever asks ('madvise') or 'never'; '' where there are none."""
+    setting = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+    return re.search(r'\[(\w+)\]', setting.read_text())[1] if setting.exists() else ''
+
+
 def provenance(seed: int) -> dict[str, str | int]:
     """What a number needs to be compared with another one."""
     return dict(device=processor_name(), threads=torch.get_num_threads(), torch=torch.__version__,
-                python=platform.python_version(), seed=seed, date=time.strftime('%Y-%m-%d'))
+                python=platform.python_version(), huge_pages=huge_pages(), seed=seed, date=time.strftime('%Y-%m-%d'))
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
