@@ -57,6 +57,17 @@ def test_moto_command_does_not_wait_for_what_is_slow(tmp_path):
         assert measured['formula, loop', shape, 'forward']['note'] == 'over 1e-06 s at 1x16x64x64'
 
 
+@pytest.mark.parametrize('arguments, sentence', [
+    (['--out', 'picture.png'], 'picture.png must be a file whose name ends in .csv'),
+    (['--out', '/proc/nope/x.csv'], '/proc/nope/x.csv cannot be written: No such file or directory'),
+    (['--device', 'foo'], "'foo' cannot be used: "),
+    (['--device', 'cpu', '--methods', 'mmtok triton'], 'mmtok: no method is left to measure')])
+def test_what_moto_cannot_measure(arguments, sentence, tmp_path):
+    command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'moto', *arguments]
+    run = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path)
+    assert run.returncode and sentence in run.stderr.strip().splitlines()[-1] and 'Traceback' not in run.stderr
+
+
 def test_backbones_command(tmp_path):
     output, rows = run_benchmark(tmp_path, 'backbones', '--trunk', 'DeiT-S', '--size', '64', '--repeats', '1')
     assert output.count('MoTo adds ') == 2

@@ -395,12 +395,25 @@ def test_memory_never_holds_entities_times_channels(monkeypatch):
     (dict(mask=torch.ones(1, 1, 4, 5)), 'mask has shape'),
     (dict(x=torch.ones(1, 3, 4)), 'x must be'),
     (dict(x=torch.ones(1, 3, 4, 4, dtype=torch.int64)), 'floating-point'),
+    (dict(eps=-1.0), 'eps=-1.0 must be at least 0'),
 ])
 def test_bad_input_is_named(change, message):
     good = dict(x=torch.ones(1, 3, 4, 4), layout=torch.ones(1, 2, 4, 4) / 2, beta=torch.ones(2, 3),
                 alpha=torch.zeros(2, 3))
     with pytest.raises(ValueError, match=message):
         moto(**{**good, **change})
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(weight=torch.ones(2, 4)), 'the layout filters have shape'),
+    (dict(bias=torch.ones(3)), r'bias has shape \(3,\)'),
+    (dict(tau=0.0), 'tau=0.0 must be above 0'),
+])
+def test_bad_filters_are_named(change, message):
+    good = dict(x=torch.ones(1, 3, 4, 4), weight=torch.ones(2, 3), bias=None, beta=torch.ones(2, 3),
+                alpha=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=message):
+        moto_from_logits(**{**good, **change})
 
 
 def test_backend_can_be_forced_by_the_environment(monkeypatch):

@@ -43,7 +43,7 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
     Raises:
         ValueError: For an unknown option or shapes that do not fit.
     """
-    check(x, beta, alpha, statistics, mask)
+    check(x, beta, alpha, statistics, mask, eps)
     if layout.shape != (x.shape[0], beta.shape[0], *x.shape[2:]):
         raise ValueError(f'layout has shape {tuple(layout.shape)}; x {tuple(x.shape)} and beta {tuple(beta.shape)} '
                          f'ask for {(x.shape[0], beta.shape[0], *x.shape[2:])}')
@@ -70,12 +70,16 @@ def moto_from_logits(x: Tensor, weight: Tensor, bias: Tensor | None, beta: Tenso
 
     The other arguments, the result and the errors are those of `moto`.
     """
-    check(x, beta, alpha, statistics, mask)
+    check(x, beta, alpha, statistics, mask, eps)
     check_choice('partition', partition, PARTITIONS)
     weight = weight.flatten(1)
     if weight.shape != beta.shape:
         raise ValueError(f'the layout filters have shape {tuple(weight.shape)} and beta {tuple(beta.shape)}; '
                          'both must be (entities, channels)')
+    if bias is not None and bias.shape != beta.shape[:1]:
+        raise ValueError(f'bias has shape {tuple(bias.shape)}; beta {tuple(beta.shape)} asks for ({len(beta)},)')
+    if not tau > 0:
+        raise ValueError(f'tau={tau} must be above 0')
     chosen = choose_backend(backend, x, (weight, bias, beta, alpha), len(beta), statistics)
     if chosen == 'reference' or not x.numel():
         with torch.autocast(x.device.type, enabled=False):
@@ -118,7 +122,7 @@ def at_least_float32(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
-def check(x: Tensor, beta: Tensor, alpha: Tensor, statistics: str, mask: Tensor | None) -> None:
+def check(x: Tensor, beta: Tensor, alpha: Tensor, statistics: str, mask: Tensor | None, eps: float) -> None:
     """Refuse what no backend could work on."""
     if x.dim() != 4:
         raise ValueError(f'x must be (B,C,H,W), got {tuple(x.shape)}')
@@ -131,3 +135,5 @@ def check(x: Tensor, beta: Tensor, alpha: Tensor, statistics: str, mask: Tensor 
                          f'{(x.shape[0], 1, *x.shape[2:])}')
     if not torch.is_floating_point(x):
         raise ValueError(f'x must be a floating-point tensor, got {x.dtype}')
+    if not eps >= 0:
+        raise ValueError(f'eps={eps} must be at least 0')

@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import math
 import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -138,7 +139,8 @@ def add_arguments(parser) -> None:
     parser.add_argument('--methods', choices=METHODS, nargs='+', default=list(METHODS), help='which to measure')
     parser.add_argument('--entities', type=timing.positive, default=8, help='semantic entities')
     parser.add_argument('--dtype', choices=DTYPES, default='float32', help='of map and layout')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to compute')
+    parser.add_argument('--device', type=timing.device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='where to compute')
     parser.add_argument('--patience', type=float, default=10, metavar='S',
                         help='a method whose call takes longer is called once, and not on larger maps')
     timing.add_arguments(parser, repeats=7, name='moto')
@@ -253,6 +255,7 @@ def send_map(sender: Connection, *args) -> None:
     if sys.platform == 'linux':
         pr_set_pdeathsig = 1  # prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # others go on starting while the clock runs
     sender.send(measure_map(*args))
 
 
@@ -302,8 +305,10 @@ def compare_sizes(rows: list[dict]) -> None:
             print(f'{ours}, {direction}: time a pixel from {min(square)} to {max(square)} within a factor of '
                   f'{max(each.values()) / min(each.values()):.2f}')
             if direction == 'forward' and 'logits' in ours:
-                print('  ' + ', '.join(f'{size}: {square[size]:.2f} ms (paper, another GPU: {PAPER[size]})'
-                                       for size in square if size in PAPER))
+                beside = [f'{size}: {square[size]:.2f} ms (paper, another GPU: {PAPER[size]})'
+                          for size in square if size in PAPER]
+                if beside:
+                    print('  ' + ', '.join(beside))
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -342,7 +347,11 @@ def run(args) -> None:
     probe = Case((1, 1, 1, 1), args.entities, dtype, args.device, args.seed)
     reason = why_not(probe.x, (probe.layout, probe.beta, probe.alpha), args.entities, 'region')
     if reason or args.device == 'cpu':  # the interpreter is no backend to measure
+        if args.methods != list(METHODS) and any('triton' in method for method in args.methods):
+            print(f'Left out: triton, which does not cover {reason or "a CPU"}')
         args.methods = [method for method in args.methods if 'triton' not in method]
+    if not args.methods:
+        raise SystemExit('mmtok: no method is left to measure')
     bandwidth = copy_bandwidth(args.device)
     print(f'MoTo, n = {args.entities}, {args.dtype}, on {where["device"]}, {torch.get_num_threads()} thread(s), torch '
           f'{torch.__version__}. Copies run at {bandwidth / 1e9:.1f} GB/s, read and written: the floor. Medians of '

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import ctypes
+import os
 import platform
 import re
 import time
@@ -25,11 +26,35 @@ def positive(text: str) -> int:
     return value
 
 
+def device(text: str) -> str:
+    """An argument that names a device that is there."""
+    try:
+        torch.empty(1, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f'{text!r} cannot be used: {str(error).splitlines()[0]}') from None
+    return text
+
+
+def csv_file(text: str) -> Path:
+    """An argument that names a file that can be written, found out before anything is measured."""
+    path = Path(text)
+    if path.suffix != '.csv' or path.is_dir():
+        raise argparse.ArgumentTypeError(f'{text} must be a file whose name ends in .csv')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(None, 'it may not be written to')
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'{text} cannot be written: {error.strerror}') from None
+    return path
+
+
 def add_arguments(parser, repeats: int, name: str) -> None:
     """What every command takes."""
     parser.add_argument('--repeats', type=positive, default=repeats, help='timed rounds, interleaved')
     parser.add_argument('--seed', type=int, default=0, help='of the random input and weights')
-    parser.add_argument('--out', type=Path, default=Path(f'work_dirs/benchmark/{name}.csv'), help='CSV, overwritten')
+    parser.add_argument('--out', type=csv_file, default=Path(f'work_dirs/benchmark/{name}.csv'),
+                        help='CSV, overwritten, as is a picture of the same name where there is one')
 
 
 def keep_pages() -> None:
