@@ -1,6 +1,7 @@
 """Errors that a user can mend, each one sentence, and checks that raise them."""
 
 import inspect
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -63,10 +64,21 @@ def check_positive(name: str, value) -> None:
         raise ConfigError(f'{name}={value!r} must be a positive number')
 
 
+def write_to_log_files(line: str) -> None:
+    """Where mmengine logs to files, an error there; its console has the line already."""
+    if 'mmengine.logging' not in sys.modules:
+        return
+    logger = sys.modules['mmengine.logging'].MMLogger.get_current_instance()
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logger.makeRecord(logger.name, logging.ERROR, __name__, 0, line, (), None, 'excepthook'))
+
+
 def print_one_sentence(kind, error, traceback, otherwise=sys.excepthook) -> None:
-    """`sys.excepthook` that ends a program on a UserError with its message alone."""
+    """`sys.excepthook` that ends a program on a UserError with its message alone, also in the log file of a run."""
     if issubclass(kind, UserError):
         print(f'mmtok: {error}', file=sys.stderr)
+        write_to_log_files(f'mmtok: {error}')
     else:
         otherwise(kind, error, traceback)
 

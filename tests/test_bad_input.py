@@ -227,9 +227,13 @@ def test_a_missing_annotation_folder(train, data):
     assert last_sentence(train()).startswith(f'mmtok: BaseSegDataset: {data}/annotations/training is not there')
 
 
-def test_more_classes_than_the_head_knows(train):
-    assert last_sentence(train('model.decode_head.num_classes=5')) == (
-        'mmtok: model.decode_head.num_classes=5, but the data have 6 classes: make them equal')
+def test_more_classes_than_the_head_knows(train, tmp_path):
+    """Whoever has the log file alone reads it there."""
+    sentence = 'mmtok: model.decode_head.num_classes=5, but the data have 6 classes: make them equal'
+    assert last_sentence(train('model.decode_head.num_classes=5')) == sentence
+    log, = (tmp_path / 'work').glob('*/*.log')
+    last = log.read_text().strip().splitlines()[-1]
+    assert ' - ERROR - ' in last and last.endswith(f' - {sentence}')
 
 
 @pytest.mark.parametrize('name, step, load', [
