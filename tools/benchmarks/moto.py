@@ -136,7 +136,8 @@ def name_of(shape: tuple[int, ...]) -> str:
 def add_arguments(parser) -> None:
     parser.add_argument('--shapes', type=parse_shape, nargs='+', default=SHAPES, metavar='BxCxHxW',
                         help='of the maps')
-    parser.add_argument('--methods', choices=METHODS, nargs='+', default=list(METHODS), help='which to measure')
+    parser.add_argument('--methods', choices=METHODS, nargs='+', default=list(METHODS), metavar='METHOD',
+                        help='which to measure, each name in quotes')
     parser.add_argument('--entities', type=timing.positive, default=8, help='semantic entities')
     parser.add_argument('--dtype', choices=DTYPES, default='float32', help='of map and layout')
     parser.add_argument('--device', type=timing.device, default='cuda' if torch.cuda.is_available() else 'cpu',
@@ -215,7 +216,7 @@ def measure(methods: list[str], shape: tuple[int, ...], direction: str, case: Ca
     times = time_interleaved(calls, args.repeats, {name: max(1, min(100, int(0.02 / seconds[name]))) for name in calls},
                              args.device)
     rows, passes = [], PASSES[direction]
-    print(f'\n{name_of(shape)}, {direction:22} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"floor":>8}')
+    print(f'\n{f"{name_of(shape)}, {direction}":40} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"floor":>8}')
     for method in methods:
         given = case.layout.nbytes if 'layout' in METHODS[method].names else 0
         floor = 1e3 * (passes[0] * case.x.nbytes + passes[1] * given) / bandwidth
