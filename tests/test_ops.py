@@ -407,7 +407,7 @@ def test_bad_input_is_named(change, message):
 @pytest.mark.parametrize('change, message', [
     (dict(weight=torch.ones(2, 4)), 'the layout filters have shape'),
     (dict(bias=torch.ones(3)), r'bias has shape \(3,\)'),
-    (dict(tau=0.0), 'tau=0.0 must be above 0'),
+    (dict(tau=0.0), 'tau=0.0 must be a positive number'),
 ])
 def test_bad_filters_are_named(change, message):
     good = dict(x=torch.ones(1, 3, 4, 4), weight=torch.ones(2, 3), bias=None, beta=torch.ones(2, 3),

@@ -6,7 +6,7 @@ import os
 import torch
 from torch import Tensor
 
-from ..errors import check_choice
+from ..errors import check_choice, check_positive
 from .reference import layout_reference, moto_reference
 from .torch_backend import moto_torch
 from .triton_backend import moto_triton, why_not
@@ -78,8 +78,7 @@ def moto_from_logits(x: Tensor, weight: Tensor, bias: Tensor | None, beta: Tenso
                          'both must be (entities, channels)')
     if bias is not None and bias.shape != beta.shape[:1]:
         raise ValueError(f'bias has shape {tuple(bias.shape)}; beta {tuple(beta.shape)} asks for ({len(beta)},)')
-    if not tau > 0:
-        raise ValueError(f'tau={tau} must be above 0')
+    check_positive('tau', tau)
     chosen = choose_backend(backend, x, (weight, bias, beta, alpha), len(beta), statistics)
     if chosen == 'reference' or not x.numel():
         with torch.autocast(x.device.type, enabled=False):

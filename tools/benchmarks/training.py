@@ -48,7 +48,8 @@ def add_arguments(parser) -> None:
     parser.add_argument('--size', type=timing.positive, nargs=2, default=[512, 512], metavar=('HEIGHT', 'WIDTH'),
                         help='of the images of segmentors and detectors; classifiers have 224x224')
     parser.add_argument('--batch', type=timing.positive, default=2, help='images; classifiers have 8 times as many')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to train')
+    parser.add_argument('--device', type=timing.device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='where to train')
     parser.add_argument('--amp', action='store_true', help='in mixed precision, on a GPU')
     timing.add_arguments(parser, repeats=7, name='training')
     parser.set_defaults(run=run)
