@@ -69,9 +69,11 @@ def write_to_log_files(line: str) -> None:
     if 'mmengine.logging' not in sys.modules:
         return
     logger = sys.modules['mmengine.logging'].MMLogger.get_current_instance()
+    raising, logging.raiseExceptions = logging.raiseExceptions, False  # what filled the disk must not cost the sentence
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(logger.makeRecord(logger.name, logging.ERROR, __name__, 0, line, (), None, 'excepthook'))
+    logging.raiseExceptions = raising
 
 
 def print_one_sentence(kind, error, traceback, otherwise=sys.excepthook) -> None:
