@@ -1,14 +1,12 @@
 """`mmtok.ops` against the float64 reference: values and every gradient."""
 
 import itertools
-import re
-from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmtok.ops import blocks, dispatch, moto, moto_from_logits, pages, triton_backend
+from mmtok.ops import blocks, dispatch, moto, moto_from_logits, triton_backend
 from mmtok.ops.reference import layout_reference, moto_reference
 
 # (B, C, H, W, n), labelled by what is odd about it
@@ -282,109 +280,6 @@ def test_runs_are_bitwise_equal(backend):
     first, second = (value_and_grads(lambda *a: moto(*a, backend=backend), (x, layout, beta, alpha), upstream,
                                      torch.float32, device_of(backend)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_large_results_and_work_space_are_asked_for_in_huge_pages(monkeypatch):
-    """Of 4 MiB and more, whole pages that lie inside; where the C library cannot ask, nothing else changes."""
-    asked = []
-    monkeypatch.setattr(pages, 'MADVISE', lambda start, size, advice: asked.append((start, start + size)))
-
-    def compute(side):
-        asked.clear()
-        x, layout = torch.randn(1, 4, side, side, requires_grad=True), torch.ones(1, 2, side, side) / 2
-        y = moto(x, layout.requires_grad_(), torch.ones(2, 4), torch.zeros(2, 4), backend='torch')
-        return y, *torch.autograd.grad(y, [x, layout], torch.ones_like(y))
-
-    results = compute(1024)
-    for t in results:
-        assert any(t.data_ptr() <= start < t.data_ptr() + 8192 and end <= t.data_ptr() + t.nbytes < end + 8192
-                   for start, end in asked)
-    assert all(start % 4096 == end % 4096 == 0 and end - start > 4_000_000 for start, end in asked)
-    assert len(asked) == len(results) + 1  # backward's work space
-    compute(64)
-    assert not asked
-    monkeypatch.setattr(pages, 'MADVISE', None)
-    assert len(compute(1024)) == 3 and not asked
-
-
-@pytest.mark.skipif(not Path('/sys/kernel/mm/transparent_hugepage').exists(), reason='no huge pages here')
-def test_the_system_hears_of_it():
-    """It marks the memory with 'hg', whether it has such pages to give or not."""
-    fresh = pages.in_huge_pages(torch.empty(40 << 20, dtype=torch.uint8))  # nothing of that size comes from the heap
-    middle, found, flags = fresh.data_ptr() + fresh.nbytes // 2, False, []
-    for line in Path('/proc/self/smaps').read_text().splitlines():
-        limits = re.match(r'([0-9a-f]+)-([0-9a-f]+) ', line)
-        if limits:
-            found = int(limits[1], 16) <= middle < int(limits[2], 16)
-        elif found and line.startswith('VmFlags:'):
-            flags = line.split()[1:]
-    assert 'hg' in flags
-
-
-@pytest.mark.parametrize('backend', FAST)
-def test_gradients_of_filters_where_one_entity_leads(backend):
-    """Each filter's to a few roundings of its own size: that of the leader is the small sum of the others'."""
-    torch.manual_seed(0)
-    x, upstream = torch.randn(1, 2, 6, 7, dtype=torch.float64), torch.randn(1, 2, 6, 7, dtype=torch.float64)
-    weight, bias = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.0, -160.0, -170.0], dtype=torch.float64)
-    beta, alpha = torch.randn(2, 3, 2, dtype=torch.float64)
-    weight, bias, x, beta, alpha, upstream = (t.float() for t in (weight, bias, x, beta, alpha, upstream))
-
-    def gradients(function, convert):
-        leaves = [convert(t).requires_grad_() for t in (weight, bias)]
-        return torch.autograd.grad(function(convert(x), *leaves, convert(beta), convert(alpha)), leaves,
-                                   convert(upstream))
-
-    def reference(x, weight, bias, beta, alpha):
-        return moto_reference(x, layout_reference(x, weight, bias, 0.1, 'soft'), beta, alpha)
-
-    device = device_of(backend)
-    expected = gradients(reference, lambda t: t.double())
-    actual = gradients(lambda *t: moto_from_logits(*t, backend=backend), lambda t: t.clone().to(device))
-    for a, e in zip(actual, expected, strict=True):
-        a, e = (t.cpu().double().reshape(3, -1) for t in (a, e))
-        assert ((a - e).abs().amax(1) <= 2e-5 * e.abs().amax(1)).all()
-
-
-@pytest.mark.parametrize('backend', FAST)
-def test_a_region_that_is_one_pixel_and_a_trace_of_others(backend):
-    """Its deviation is 1e-6, of which float64 would keep nothing beside a mean of 3e5."""
-    torch.manual_seed(0)
-    x = (3e5 + torch.randn(1, 2, 1, 7)).double()  # multiples of 1/32
-    first = torch.tensor([1.0, 4e-12, 7e-12, 3e-21, 9e-30, 3e-31, 4e-37])
-    layout = torch.stack([first, 1 - first])[None, :, None].double()
-    beta, alpha, upstream = torch.randn(2, 2).double(), torch.randn(2, 2).double(), torch.randn(1, 2, 1, 7).double()
-
-    def gradient(function, convert, x):
-        leaf = convert(layout).requires_grad_()
-        y = function(convert(x), leaf, convert(beta), convert(alpha))
-        return torch.autograd.grad(y, leaf, convert(upstream))[0].cpu().double()
-
-    device = device_of(backend)
-    expected = gradient(moto_reference, lambda t: t.clone(), x - x[..., :1])  # regions do not see what all share
-    actual = gradient(lambda *t: moto(*t, backend=backend), lambda t: t.to(device, torch.float32), x)
-    assert (actual - expected).abs().max() <= 5e-5 * expected.abs().max()
-
-
-def test_memory_never_holds_entities_times_channels(monkeypatch):
-    """No tensor of the torch backend has B*n*C*H*W elements, in forward or backward, nor more than the map."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            for t in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(t, torch.Tensor):
-                    self.numel = max(self.numel, t.numel())
-            return out
-
-    x = torch.randn(1, 16, 1024, 1024, requires_grad=True)
-    layout = torch.randn(1, 8, 1024, 1024).softmax(1).requires_grad_()
-    with Largest() as seen:
-        moto(x, layout, torch.ones(8, 16), torch.zeros(8, 16)).sum().backward()
-    assert seen.numel <= x.numel()
 
 
 @pytest.mark.parametrize('change, message', [

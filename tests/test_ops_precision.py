@@ -5,7 +5,15 @@ import torch
 
 from mmtok.ops import blocks, moto, moto_from_logits, torch_backend
 from mmtok.ops.reference import layout_reference, moto_reference
-from test_ops import SHAPES, assert_close, draw, two_threads, value_and_grads  # noqa: F401  a fixture for all
+from test_ops import (
+    FAST,
+    SHAPES,
+    assert_close,
+    device_of,
+    draw,
+    two_threads,  # noqa: F401  a fixture for all
+    value_and_grads,
+)
 
 
 @pytest.fixture
@@ -124,3 +132,48 @@ def test_threads_share_the_channels_of_a_large_map(monkeypatch):
     monkeypatch.setattr(torch_backend, 'groups_of', lambda channels: 1)
     assert torch.allclose(moto(x, layout, beta, alpha), grouped, rtol=1e-5, atol=1e-5)
     assert [count(channels) for channels in (1, 3, 7, 24)] == [1, 3, 7, 4]
+
+
+@pytest.mark.parametrize('backend', FAST)
+def test_gradients_of_filters_where_one_entity_leads(backend):
+    """Each filter's to a few roundings of its own size: that of the leader is the small sum of the others'."""
+    torch.manual_seed(0)
+    x, upstream = torch.randn(1, 2, 6, 7, dtype=torch.float64), torch.randn(1, 2, 6, 7, dtype=torch.float64)
+    weight, bias = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.0, -160.0, -170.0], dtype=torch.float64)
+    beta, alpha = torch.randn(2, 3, 2, dtype=torch.float64)
+    weight, bias, x, beta, alpha, upstream = (t.float() for t in (weight, bias, x, beta, alpha, upstream))
+
+    def gradients(function, convert):
+        leaves = [convert(t).requires_grad_() for t in (weight, bias)]
+        return torch.autograd.grad(function(convert(x), *leaves, convert(beta), convert(alpha)), leaves,
+                                   convert(upstream))
+
+    def reference(x, weight, bias, beta, alpha):
+        return moto_reference(x, layout_reference(x, weight, bias, 0.1, 'soft'), beta, alpha)
+
+    device = device_of(backend)
+    expected = gradients(reference, lambda t: t.double())
+    actual = gradients(lambda *t: moto_from_logits(*t, backend=backend), lambda t: t.clone().to(device))
+    for a, e in zip(actual, expected, strict=True):
+        a, e = (t.cpu().double().reshape(3, -1) for t in (a, e))
+        assert ((a - e).abs().amax(1) <= 2e-5 * e.abs().amax(1)).all()
+
+
+@pytest.mark.parametrize('backend', FAST)
+def test_a_region_that_is_one_pixel_and_a_trace_of_others(backend):
+    """Its deviation is 1e-6, of which float64 would keep nothing beside a mean of 3e5."""
+    torch.manual_seed(0)
+    x = (3e5 + torch.randn(1, 2, 1, 7)).double()  # multiples of 1/32
+    first = torch.tensor([1.0, 4e-12, 7e-12, 3e-21, 9e-30, 3e-31, 4e-37])
+    layout = torch.stack([first, 1 - first])[None, :, None].double()
+    beta, alpha, upstream = torch.randn(2, 2).double(), torch.randn(2, 2).double(), torch.randn(1, 2, 1, 7).double()
+
+    def gradient(function, convert, x):
+        leaf = convert(layout).requires_grad_()
+        y = function(convert(x), leaf, convert(beta), convert(alpha))
+        return torch.autograd.grad(y, leaf, convert(upstream))[0].cpu().double()
+
+    device = device_of(backend)
+    expected = gradient(moto_reference, lambda t: t.clone(), x - x[..., :1])  # regions do not see what all share
+    actual = gradient(lambda *t: moto(*t, backend=backend), lambda t: t.to(device, torch.float32), x)
+    assert (actual - expected).abs().max() <= 5e-5 * expected.abs().max()

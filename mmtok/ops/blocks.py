@@ -99,20 +99,21 @@ class Block(NamedTuple):
         """x - origin, to be read: x itself where no work space is set aside for it; see `Inputs.copied`."""
         return self.centre(buffers('x', self)) if buffers.rows['x'] else self.x
 
-    def layout(self, centred: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Layout (T,n,p) with padding set to 0, and the softmax behind it where there is one."""
-        soft = None
-        if self.given is not None:
-            share = self.given.to(centred.dtype)
-        else:
+    def layout(self, centred: Tensor, buffers: 'Buffers') -> tuple[Tensor, Tensor | None]:
+        """Layout (T,n,p) with padding set to 0, and the softmax behind it where there is one; see `Inputs.shares`."""
+        share, soft = self.given, None
+        if share is None:
             # torch.softmax over a dimension that is not the last one takes four times as long on a CPU (torch 2.1)
-            logits = torch.baddbmm(self.offset, self.slope, centred)
-            soft = logits.sub_(logits.amax(1, keepdim=True)).exp_()
-            share = soft.div_(soft.sum(1, keepdim=True))
+            logits = torch.baddbmm(self.offset, self.slope, centred, out=buffers('soft', self))
+            row = buffers('row', self)
+            soft = logits.sub_(torch.amax(logits, 1, keepdim=True, out=row)).exp_()
+            share = soft.div_(torch.sum(soft, 1, keepdim=True, out=row))
             if self.partition == 'hard':
-                share = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
+                share = buffers('share', self).zero_().scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
+        elif share.dtype != centred.dtype:
+            share = buffers('share', self).copy_(share)
         if self.mask is not None:
-            share = share * self.mask.to(share.dtype)
+            share = torch.mul(share, self.mask, out=buffers('share', self))
         return share, soft
 
 
@@ -185,6 +186,14 @@ class Inputs:
     def copied(self) -> int:
         """Rows of the work space in which x - origin stands: 0 where x itself is that."""
         return 0 if self.origin is None and self.x.dtype == self.work else self.x.shape[1]
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Rows of the work space for `Block.layout`: softmax, what is made of it or of a given layout, one more."""
+        choosing = self.weight is not None
+        n = self.slope.shape[1] if choosing else self.layout.shape[1]
+        made = self.partition == 'hard' if choosing else self.layout.dtype != self.work
+        return dict(soft=n if choosing else 0, share=n if made or self.mask is not None else 0, row=int(choosing))
 
     def population(self, mass: Tensor) -> Tensor | int:
         """What the moments are divided by: the mass (B,n,1), or with 'product' the number of real pixels."""

@@ -35,7 +35,8 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
         mask: (B,1,H,W), true or 1 where the map is real. Padding enters no statistics and comes out as 0.
         backend: 'reference', 'torch', 'triton' (CUDA; experimental: tested by Triton's interpreter, not yet on a GPU),
             or 'auto': what the environment variable MMTOK_BACKEND names, else 'torch'. What 'triton' does not cover
-            goes to 'torch', with one log line. In TorchScript's tracing it is 'reference', whatever is asked for.
+            goes to 'torch', with one log line. In TorchScript's tracing it is 'reference', whatever is asked for; only
+            that one has second derivatives and takes the transforms of torch.func.
 
     Returns:
         (B,C,H,W) in the dtype of x. An entity that owns no pixel adds only its alpha, with finite gradients.

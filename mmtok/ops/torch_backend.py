@@ -43,12 +43,12 @@ def region_statistics(
     Third, why the precision of the blocks was not enough, if it was not.
     """
     channels = inputs.x.shape[1]
-    buffers = Buffers(inputs, inputs.blocks, x=inputs.copied, square=channels)
+    buffers = Buffers(inputs, inputs.blocks, x=inputs.copied, square=channels, **inputs.shares)
     masses, sums, squares = (Sums(inputs, n, columns) for columns in (1, channels, channels))
     for block, to_mass, to_sum, to_square in zip(inputs.blocks, masses, sums, squares, strict=True):
         centred = block.centred(buffers)
         square = torch.mul(centred, centred, out=buffers('square', block))
-        share, _ = block.layout(centred)
+        share, _ = block.layout(centred, buffers)
         torch.sum(share, 2, keepdim=True, out=to_mass)
         torch.bmm(share, centred.mT, out=to_sum)
         torch.bmm(share if inputs.region else share * share, square.mT, out=to_square)
@@ -108,13 +108,13 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
 
     tables = [t.mT.unflatten(1, (groups, -1)) for t in (scale, alpha.double() - mean * scale)]  # (B,groups,C/groups,n)
     table = torch.cat(tables, 2).flatten(1, 2).to(inputs.work)  # (B,2C,n)
-    buffers = Buffers(inputs, blocks, x=inputs.copied, field=2 * out.shape[1])
+    buffers = Buffers(inputs, blocks, x=inputs.copied, field=2 * out.shape[1], **inputs.shares)
     for block, rows, place in zip(blocks, tiling.tables(table), tiling.maps(out), strict=True):
         if inputs.whole:
             centred, share = only
         else:
             centred = block.centred(buffers)
-            share, _ = block.layout(centred)
+            share, _ = block.layout(centred, buffers)
         field = torch.bmm(grouped(rows), share if groups == 1 else share.expand(groups, -1, -1),
                           out=grouped(buffers('field', block)))
         scales, shifts = field.chunk(2, 1)
@@ -142,8 +142,10 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     x, region, work = inputs.x, inputs.region, inputs.work
     channels = x.shape[1]
     second = grad_x is not None  # whether there is a second pass
-    buffers = Buffers(inputs, inputs.blocks, terms=4 * channels, field=3 * channels * second, result=channels * second)
-    tiling = inputs.tiling
+    n, from_logits, tiling = beta.shape[0], inputs.layout is None, inputs.tiling
+    d_shares = n if second and (from_logits or grad_layout is not None) else 0
+    buffers = Buffers(inputs, inputs.blocks, terms=4 * channels, field=3 * channels * second, result=channels * second,
+                      d_share=d_shares, **inputs.shares)
     upstreams = tiling.maps(grad)
 
     def terms_of(block, upstream):
@@ -153,11 +155,10 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         torch.mul(centred, upstream, out=terms[:, :channels])
         return terms, centred, upstream
 
-    n = beta.shape[0]
     d_table = Sums(inputs, n, 2 * channels)
     for block, upstream, to_table in zip(inputs.blocks, upstreams, d_table, strict=True):
         terms, centred, upstream = terms_of(block, upstream)
-        share, soft = block.layout(centred)
+        share, soft = block.layout(centred, buffers)
         torch.bmm(share, terms[:, :2 * channels].mT, out=to_table)
 
     inverse, scale = coefficients(mass, deviation, beta, inputs.eps)
@@ -180,7 +181,6 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         field_table = torch.cat([scale, torch.zeros_like(e), f], 2)
         layout_table = torch.cat([scale, shift, torch.zeros_like(e), f], 2)
         constant = torch.zeros_like(mass)
-    from_logits = inputs.layout is None
     if from_logits:  # a softmax does not see what its inputs share; without that, float32 keeps their differences
         weights = mass / mass.sum(1, keepdim=True).clamp(min=MIN_MASS)
         layout_table, constant = (t - (weights * t).sum(1, keepdim=True) for t in (layout_table, constant))
@@ -193,22 +193,23 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     for block, upstream, of_field, of_layout, of_share, of_square, to_slope, to_offset, to_x, to_layout in parts:
         if not inputs.whole:
             terms, centred, upstream = terms_of(block, upstream)
-            share, soft = block.layout(centred)
+            share, soft = block.layout(centred, buffers)
         square = torch.mul(centred, centred, out=terms[:, 2 * channels:3 * channels])
         field = torch.bmm(of_field, share, out=buffers('field', block))
         by_grad, by_x, rest = field.chunk(3, 1)
         result = torch.addcmul(rest, by_grad, upstream, out=buffers('result', block))
         result.addcmul_(by_x if region else torch.bmm(of_square.mT, share * share), centred)
 
-        if from_logits or to_layout is not None:
-            d_share = torch.baddbmm(of_share, of_layout, terms)
+        if d_shares:
+            d_share = torch.baddbmm(of_share, of_layout, terms, out=buffers('d_share', block))
             if not region:
                 d_share += share * torch.bmm(of_square, square)
             if inputs.mask is not None:
                 d_share *= block.mask
         if from_logits:
             d_share *= soft
-            d_logits = d_share.addcmul_(soft, d_share.sum(1, keepdim=True), value=-1)  # of tau * Z
+            shared = torch.sum(d_share, 1, keepdim=True, out=buffers('row', block))
+            d_logits = d_share.addcmul_(soft, shared, value=-1)  # of tau * Z
             result.baddbmm_(block.slope.mT, d_logits)
             torch.bmm(d_logits, centred.mT, out=to_slope)
             torch.sum(d_logits, 2, keepdim=True, out=to_offset)
