@@ -192,7 +192,7 @@ WRONG = {
     'maps': (['model.backbone.classifier=False'], 'has classifier=False and gives maps'),
     'decoder without hook': (['custom_hooks=[]'], 'TokenPropHook'),
     'misspelt data': (['train_dataloader.dataset.fractoin=0.1'],
-                      r"ImageDataset has no option 'fractoin' \(dataloader.dataset.fractoin\): correct its name"),
+                      r"ImageDataset has no option 'fractoin' \(train_dataloader.dataset.fractoin\): correct its name"),
     'another optimizer': (['optim_wrapper.optimizer.type=SGD'],
                           r"SGD has no option 'betas' \(optim_wrapper.optimizer.betas.0\): .*, _delete_=True in"),
     'misspelt hook': (['default_hooks.logger.intervall=1'], "LoggerHook has no option 'intervall'"),
@@ -201,7 +201,7 @@ WRONG = {
     'misspelt groups': (['optim_wrapper.paramwise_cfg.flat_decay=0'],
                         'paramwise_cfg has no option flat_decay with mmtok.OptimWrapperConstructor; it takes custom'),
     'misspelt clipping': (['optim_wrapper.clip_grad.max_nrm=1'], 'optim_wrapper.clip_grad has no option max_nrm'),
-    'misspelt metric': (['val_evaluator.top=1'], r"Accuracy has no option 'top' \(evaluator.top\)"),
+    'misspelt metric': (['val_evaluator.top=1'], r"Accuracy has no option 'top' \(val_evaluator.top\)"),
     'misspelt loader': (['train_dataloader.batchsize=1'], r"DataLoader has no option 'batchsize'"),
     'misspelt loop': (['val_cfg.typo=1'], r"ClassifierValLoop has no option 'typo'|ValLoop has no option 'typo'"),
     'misspelt seed': (['randomness.sed=1'], r"set_randomness has no option 'sed' \(randomness.sed\)"),
@@ -264,7 +264,7 @@ def test_a_training_in_the_folder_of_an_earlier_one(trained, train_classifier, t
     before = files(work_dir)
     for option in ('train_dataloader.dataset.data_root=nowhere', 'train_dataloader.batch_size=50',
                    f'load_from={tmp_path}/gone.pth'):
-        train_classifier(work_dir, option, fails=True)
+        assert 'holds checkpoints' not in train_classifier(work_dir, option, fails=True)
         assert files(work_dir) == before
     output = train_classifier(work_dir, 'train_cfg.max_epochs=1')
     assert f'{work_dir} holds checkpoints of an earlier training' in output

@@ -188,7 +188,7 @@ BAD_ANNOTATIONS = {
                       r'train2017/\d.jpg has an object without a segmentation, but this pipeline loads masks'),
     'areas': (without('annotations', 'area'), r"instances_train2017.json' \(ann_file\) lacks 'area', in its images or"),
     'sizes': (without('images', 'height'), r"instances_train2017.json' \(ann_file\) lacks 'height'"),
-    'format': (spoil_format, r"CocoDataset: '.*json' \(ann_file\) is no JSON, or cut short \(Expecting value"),
+    'format': (spoil_format, r"CocoDataset: '/.*json' \(ann_file\) is no JSON, or cut short \(Expecting value"),
     'identities': (repeat_annotation, r'CocoDataset: Annotation ids in .* are not unique'),
 }
 
@@ -277,10 +277,10 @@ WRONG = {
     'classes of the metric': (lambda root: spoil_metric(root, fewer_classes),
                               r"val_evaluator.ann_file='.*other.json' has no category 'ring' .*, or name the file of"),
     'order of the metric': (lambda root: spoil_metric(root, turn_categories),
-                            r'the categories of .*instances_train2017.json are in the order disc, .*, and those of '
-                            r"val_evaluator.ann_file='.*other.json' cross, .*: mmdet numbers classes in the order"),
+                            r"the categories of .*train2017.json and val_evaluator.ann_file='.*other.json' are in "
+                            r"different orders; the first that differs, at place 0, is 'disc' and 'cross': mmdet"),
     'name of the metric': (['val_evaluator.type=mmtok.Acuracy'],
-                           r"'mmtok.Acuracy' \(evaluator.type\) is the name of no class that is registered; is "
+                           r"'mmtok.Acuracy' \(val_evaluator.type\) is the name of no class that is registered; is "
                            r"'mmtok.Accuracy' meant\? Else correct it, or have custom_imports"),
     'categories from 0': (lambda root: spoil_metric(root, from_zero),
                           r"\d+ of \d+ annotations in val_evaluator.ann_file='.*other.json' have a category_id, such "

@@ -91,6 +91,7 @@ def test_two_processes_resume_as_if_nothing_had_happened(drawn_ade, tmp_path):
     assert losses == pytest.approx({step: expected[step] for step in (4, 5, 6)}, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_resume_a_detector(drawn_coco, tmp_path):
     config, = (ROOT / 'configs' / 'demo').glob('mask-rcnn*.py')
     shared = ['--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2',

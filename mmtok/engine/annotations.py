@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import load
@@ -13,6 +14,12 @@ from ..errors import ConfigError
 from .samples import base_datasets
 
 SMALL_FILE = 1 << 26  # bytes: half a second to read
+
+
+def first_of(names: Iterable[str], count: int = 10) -> str:
+    """A list of names for a sentence."""
+    names = list(names)
+    return ', '.join(names[:count]) + ', ...' * (len(names) > count)
 
 
 def is_small(file: str) -> bool:
@@ -55,7 +62,7 @@ def check_listed(names: dict[int, str], used: Sequence[int], found: Sequence[int
     unknown = [number for number in used if number not in names]
     if unknown:
         raise ConfigError(f'{len(unknown)} of {len(used)} annotations in {file} have a category_id, such as '
-                          f'{unknown[0]!r}, that is none of the file\'s ({", ".join(map(repr, names))}): mmdet would '
+                          f'{unknown[0]!r}, that is none of the file\'s ({first_of(map(repr, names))}): mmdet would '
                           'leave them out; mend the file')
     listed = [names[number] for number in found]
     repeated = [name for name in listed if listed.count(name) > 1]
@@ -65,10 +72,9 @@ def check_listed(names: dict[int, str], used: Sequence[int], found: Sequence[int
     if len(found) < len(classes):
         there = list(names.values())
         missing = [name for name in classes if name not in there]
-        raise ConfigError(f'{file} has no category {", ".join(map(repr, missing[:5]))} of the {len(classes)} in the '
-                          f'data set\'s metainfo.classes; it has {", ".join(map(repr, there[:10]))}'
-                          f'{", ..." * (len(there) > 10)}: write the names alike, leave out what it does not have, or '
-                          'name the file of these data')
+        raise ConfigError(f'{file} has no category {first_of(map(repr, missing), 5)} of the {len(classes)} in the '
+                          f'data set\'s metainfo.classes; it has {first_of(map(repr, there))}: write the names alike, '
+                          'leave out what it does not have, or name the file of these data')
 
 
 def check_annotations(annotations: object, dataset: Dataset, name: str, training: Dataset | None = None) -> None:
@@ -90,7 +96,7 @@ def check_annotations(annotations: object, dataset: Dataset, name: str, training
         for trained in base_datasets(training) if training is not None else ():
             check_order(trained, found, in_file, name)
         if in_file != list(classes):
-            print_log(f'mmdet numbers classes in the order of the annotation file, which is {", ".join(in_file[:10])}, '
+            print_log(f'mmdet numbers classes in the order of the annotation file, which is {first_of(in_file)}, '
                       'and not in that of metainfo.classes: pictures will show wrong names; put metainfo.classes in '
                       'this order', logger='current', level=logging.WARNING)
         images = [base.get_data_info(index).get('img_id') for index in range(len(base))]
@@ -111,6 +117,7 @@ def check_order(trained: BaseDataset, judged: Sequence[int], names: Sequence[str
     listed, _ = read_annotations(trained)
     ours = [listed[number] for number in found]
     if ours != list(names):
-        raise ConfigError(f'the categories of {trained.ann_file} are in the order {", ".join(ours[:10])}, and those of '
-                          f'{file} {", ".join(names[:10])}: mmdet numbers classes in the order of each file, and would '
-                          'take one for another; write both in one order')
+        place, here, there = next((i, *pair) for i, pair in enumerate(zip_longest(ours, names)) if pair[0] != pair[1])
+        raise ConfigError(f'the categories of {trained.ann_file} and {file} are in different orders; the first that '
+                          f'differs, at place {place}, is {here!r} and {there!r}: mmdet numbers classes in the order '
+                          'of each file, and would take one for another; write both in one order')

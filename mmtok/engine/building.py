@@ -76,7 +76,7 @@ class ExplainedRunner(MMEngineRunner):
             return super().build_param_scheduler(scheduler)
 
     def build_evaluator(self, evaluator):
-        with explained_arguments('evaluator', evaluator), explained_data(evaluator, 'the evaluator'):
+        with explained_data(evaluator, 'the evaluator'):
             try:
                 return super().build_evaluator(evaluator)
             except FileNotFoundError as error:
@@ -97,11 +97,13 @@ class ExplainedRunner(MMEngineRunner):
             return super().build_train_loop(loop)
 
     def build_val_loop(self, loop):
-        with explained_arguments('val_cfg', loop):
+        with (explained_arguments('val_cfg', loop), explained_arguments('val_dataloader', self._val_dataloader),
+              explained_arguments('val_evaluator', self._val_evaluator)):
             return super().build_val_loop(loop)
 
     def build_test_loop(self, loop):
-        with explained_arguments('test_cfg', loop):
+        with (explained_arguments('test_cfg', loop), explained_arguments('test_dataloader', self._test_dataloader),
+              explained_arguments('test_evaluator', self._test_evaluator)):
             return super().build_test_loop(loop)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:

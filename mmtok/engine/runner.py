@@ -117,7 +117,7 @@ class Runner(ExplainedRunner):
             dataloader = dataloader.copy()
             for key in ('persistent_workers', 'prefetch_factor'):
                 dataloader.pop(key, None)
-        with explained_arguments('dataloader', dataloader), explained_data(dataloader.get('dataset')):
+        with explained_data(dataloader.get('dataset')):
             loader = MMEngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
             if hasattr(loader.dataset, 'follow'):  # a stream, which counts its own steps
                 loader.dataset.follow(loader.batch_size, loader.num_workers, seed or 0)
@@ -128,8 +128,9 @@ class Runner(ExplainedRunner):
     def build_train_loop(self, loop):
         """mmengine's, with data that skip what cannot be decoded, and a check that the heads know their classes."""
         cfg = self._train_dataloader
-        self._train_dataloader = self.build_dataloader(
-            cfg, self.seed, self._randomness_cfg.get('diff_rank_seed', False), skip_undecodable=True)
+        with explained_arguments('train_dataloader', cfg):
+            self._train_dataloader = self.build_dataloader(
+                cfg, self.seed, self._randomness_cfg.get('diff_rank_seed', False), skip_undecodable=True)
         loop = super().build_train_loop(loop)
         self._train_dataloader = cfg  # whose batch_size scale_lr reads; a loader with a batch sampler says None
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
@@ -181,9 +182,13 @@ class Runner(ExplainedRunner):
             super().dump_config()
 
     def load_or_resume(self) -> None:
-        """mmengine's; a training that gets beyond it writes its config."""
+        """mmengine's; a training that gets beyond it says what it writes over, and writes its config."""
         super().load_or_resume()
         if not isinstance(self._train_loop, (dict, type(None))):
+            if not self._resume and os.path.isfile(os.path.join(self.work_dir, 'last_checkpoint')):
+                self.logger.warning(f'{self.work_dir} holds checkpoints of an earlier training, and this one writes '
+                                    'its own over them: --resume goes on with it instead, --work-dir names another '
+                                    'folder.')
             super().dump_config()
 
     @property
@@ -203,10 +208,6 @@ class Runner(ExplainedRunner):
             self.prepare_resume()
         else:
             check_readable(self._load_from)
-            if os.path.isfile(os.path.join(self.work_dir, 'last_checkpoint')):
-                self.logger.warning(f'{self.work_dir} holds checkpoints of an earlier training, and this one writes '
-                                    'its own over them: --resume goes on with it instead, --work-dir names another '
-                                    'folder.')
         with explained_full_disk(self.work_dir), explained_anchors():
             return super().train()
 

@@ -171,8 +171,8 @@ def explained_data(cfg: object, name: str = '') -> Iterator[None]:
         if isinstance(classes, str) and '://' not in classes and not os.path.isfile(classes):
             raise ConfigError(f'{one.get("type")}: metainfo.classes={classes!r} is a string, of which each letter '
                               f'would be a class: write ({classes!r},) for one class')
-    files = ' or '.join(dict.fromkeys(repr(one['ann_file']) for _, one in dicts_with(cfg, 'ann_file', kind)
-                                      if one['ann_file']))
+    files = ' or '.join(dict.fromkeys(repr(os.path.join(one.get('data_root') or '', one['ann_file']))
+                                      for _, one in dicts_with(cfg, 'ann_file', kind) if one['ann_file']))
     try:
         yield
     except FileNotFoundError as error:

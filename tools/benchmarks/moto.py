@@ -110,12 +110,12 @@ LAYOUT, LOGITS = ('layout', 'beta', 'alpha'), ('weight', 'bias', 'beta', 'alpha'
 # Those of a given layout compute the same, and so do those that compute it from the map
 METHODS = {
     'mmtok': Method(moto, LAYOUT, dict(backend='torch')),
+    'mmtok, from logits': Method(moto_from_logits, LOGITS, dict(backend='torch')),
     'mmtok triton': Method(moto, LAYOUT, dict(backend='triton')),
+    'mmtok triton, from logits': Method(moto_from_logits, LOGITS, dict(backend='triton')),
     'formula, loop': Method(formula_loop, LAYOUT),
     'formula, broadcast': Method(formula_broadcast, LAYOUT),
     'formula, compiled': Method(formula_broadcast, LAYOUT),
-    'mmtok, from logits': Method(moto_from_logits, LOGITS, dict(backend='torch')),
-    'mmtok triton, from logits': Method(moto_from_logits, LOGITS, dict(backend='triton')),
     'instance norm': Method(instance_norm, ('beta', 'alpha')),
     'self-attention': Method(attention, ('qkv',), dict(fused=False), late=True),
     'self-attention, fused': Method(attention, ('qkv',), dict(fused=True), late=True),

@@ -15,7 +15,8 @@ import torch
 
 from mmtok.machine import processor_name
 
-SHORT = 0.5  # seconds
+SHORT = 1.0  # seconds of a call
+SETTLE = 0.5  # seconds in which a system has done what it does with gigabytes that it was given back
 
 
 def positive(text: str) -> int:
@@ -82,12 +83,15 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
 
     A function that is over too soon to be timed by itself is called `calls[name]` times in a round. With `calls`, one
     that is short is called before its clock starts, too: others may have left it cold caches and a heap without pages.
+    After one that is not short there is a pause first: its memory goes back to the system, and a virtual machine's to
+    the host, which keeps a core busy for a while and makes what is touched next slow.
     """
-    times, short = {name: [] for name in functions}, set()
+    times, short, disturbed = {name: [] for name in functions}, set(), False
     for round_number in range(repeats + 1):
         for name, function in functions.items():
             count = calls[name] if calls else 1
             if name in short:
+                time.sleep(SETTLE if disturbed else 0)
                 function()
                 wait_for(device)
             start = time.perf_counter()
@@ -99,6 +103,7 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
                 times[name].append(1e3 * seconds)
             elif calls and seconds < SHORT:
                 short.add(name)
+            disturbed = bool(calls) and name not in short
     return {name: np.array(values) for name, values in times.items()}
 
 
