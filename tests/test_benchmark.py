@@ -29,32 +29,30 @@ def run_benchmark(tmp_path, *arguments) -> tuple[str, list[dict]]:
 
 
 def test_moto_command(tmp_path):
-    """With a call that does not fit into the memory of any machine."""
+    """With a call that asks for half a terabyte."""
     methods = ['mmtok', 'mmtok, from logits', 'self-attention']
-    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x32x32', '1x16x1024x1024', '--repeats', '2',
+    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x32x32', '1x16x512x512', '--repeats', '2',
                                  '--device', 'cpu', '--methods', *methods)
     assert len(rows) == 2 * 2 * len(methods)
     measured = {(row['method'], row['shape'], row['direction']): row for row in rows}
-    assert float(measured['mmtok', '1x16x1024x1024', 'forward']['over_floor']) > 1
-    too_large = measured['self-attention', '1x16x1024x1024', 'forward']
+    assert float(measured['mmtok', '1x16x512x512', 'forward']['over_floor']) > 1
+    too_large = measured['self-attention', '1x16x512x512', 'forward']
     assert too_large['note'] == 'out of memory' and not too_large['ms_median']
-    peak = float(measured['mmtok', '1x16x1024x1024', 'forward']['peak_mib'])
-    assert 64 <= peak < 2 * 64, peak  # the output alone, of 64 MiB, and buffers
-    assert re.search(r'^mmtok, from logits, forward: time a pixel from 32 to 1024 within a factor of', output, re.M)
-    assert '1024: ' in output and '(paper, another GPU: 18.42)' in output
+    peak = float(measured['mmtok', '1x16x512x512', 'forward']['peak_mib'])
+    assert 16 <= peak < 2 * 16, peak  # the output alone, of 16 MiB, and buffers
+    assert re.search(r'^mmtok, from logits, forward: time a pixel from 32 to 512 within a factor of', output, re.M)
+    assert '512: ' in output and '(paper, another GPU: 4.23)' in output
     assert (tmp_path / 'out.png').stat().st_size > 10_000
 
 
 def test_moto_command_does_not_wait_for_what_is_slow(tmp_path):
-    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x64x64', '1x16x128x128', '1x16x256x256',
-                                 '--repeats', '2', '--device', 'cpu', '--patience', '1e-6', '--methods', 'mmtok',
-                                 'formula, loop')
+    output, rows = run_benchmark(tmp_path, 'moto', '--shapes', '1x16x64x64', '1x16x128x128', '--repeats', '2',
+                                 '--device', 'cpu', '--patience', '1e-6', '--methods', 'mmtok', 'formula, loop')
     assert output.count('the faster formula takes') >= 2
     measured = {(row['method'], row['shape'], row['direction']): row for row in rows}
     slow = measured['formula, loop', '1x16x64x64', 'forward']
     assert (slow['repeats'], slow['peak_mib']) == ('1', '') and float(slow['ms_median']) > 1e-3
-    for shape in ('1x16x128x128', '1x16x256x256'):
-        assert measured['formula, loop', shape, 'forward']['note'] == 'over 1e-06 s at 1x16x64x64'
+    assert measured['formula, loop', '1x16x128x128', 'forward']['note'] == 'over 1e-06 s at 1x16x64x64'
 
 
 @pytest.mark.parametrize('arguments, sentence', [

@@ -16,6 +16,7 @@ import torch
 from mmtok.machine import processor_name
 
 SHORT = 1.0  # seconds of a call
+WARM_UP, AHEAD = 5, 2  # rounds, and calls of a short one before each measured round
 SETTLE = 0.5  # seconds in which a system has done what it does with gigabytes that it was given back
 
 
@@ -81,25 +82,30 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
                      device: str = 'cpu') -> dict[str, np.ndarray]:
     """Milliseconds of each call, (repeats,) per function; rounds go through all functions, after one warm-up.
 
-    A function that is over too soon to be timed by itself is called `calls[name]` times in a round. With `calls`, one
-    that is short is called before its clock starts, too: others may have left it cold caches and a heap without pages.
-    After one that is not short there is a pause first: its memory goes back to the system, and a virtual machine's to
-    the host, which keeps a core busy for a while and makes what is touched next slow.
+    A function that is over too soon to be timed by itself is called `calls[name]` times in a round. With `calls`, those
+    that are short get more rounds of warm-up, since it takes a heap some to find its size, and are called before their
+    clock starts, too: others may have left them cold caches and a heap without pages. After one that is not short there
+    is a pause first: its memory goes back to the system, and a virtual machine's to the host, which keeps a core busy
+    for a while and makes what is touched next slow.
     """
     times, short, disturbed = {name: [] for name in functions}, set(), False
-    for round_number in range(repeats + 1):
+    first = -WARM_UP if calls else 0
+    for round_number in range(first, repeats + 1):
         for name, function in functions.items():
             count = calls[name] if calls else 1
+            if first < round_number < 1 and name not in short:
+                continue
             if name in short:
                 time.sleep(SETTLE if disturbed else 0)
-                function()
+                for _ in range(AHEAD):
+                    function()
                 wait_for(device)
             start = time.perf_counter()
             for _ in range(count):
                 function()
             wait_for(device)
             seconds = (time.perf_counter() - start) / count
-            if round_number:
+            if round_number > 0:
                 times[name].append(1e3 * seconds)
             elif calls and seconds < SHORT:
                 short.add(name)
