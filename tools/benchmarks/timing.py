@@ -96,7 +96,8 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
             if first < round_number < 1 and name not in short:
                 continue
             if name in short:
-                time.sleep(SETTLE if disturbed else 0)
+                if disturbed:
+                    time.sleep(SETTLE)
                 for _ in range(AHEAD):
                     function()
                 wait_for(device)
@@ -109,7 +110,7 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
                 times[name].append(1e3 * seconds)
             elif calls and seconds < SHORT:
                 short.add(name)
-            disturbed = bool(calls) and name not in short
+            disturbed = name not in short
     return {name: np.array(values) for name, values in times.items()}
 
 
