@@ -1,15 +1,18 @@
 """Everything that only a GPU can show of MoTo and TokenProp, in one call: tests, speed, mixed precision, verdicts.
 
     python tools/gpu_study.py OUT            # needs a GPU, torch, timm, mmengine, pytest; no mmcv, mmseg, mmdet
+    python tools/gpu_study.py OUT --limit 560    # on a machine that is lent for ten minutes
     python tools/gpu_study.py OUT --smoke    # each step in small, on the CPU: whether the script itself works
 
 Each step is a command whose output goes to OUT/STEP.log and whose numbers go to OUT/STEP.csv or .json; a step that
-fails or takes too long does not stop the others. OUT/verdicts.json says what was asked and what was measured.
+fails or takes too long does not stop the others, which come in the order of their worth. OUT/verdicts.json says what
+was asked and what was measured.
 """
 
 import argparse
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = [sys.executable, ROOT / 'tools' / 'benchmark.py']
 TRITON = {'MMTOK_BACKEND': 'triton'}
 SIZES = (*PAPER, 2048)
+WORTH_IT = 10  # seconds, less than which no step takes
 OURS = ['mmtok', 'mmtok triton', 'mmtok, from logits', 'mmtok triton, from logits', 'instance norm']
 
 
@@ -35,35 +39,38 @@ def steps(out: Path, smoke: bool) -> dict[str, tuple[list, dict, int]]:
     many = f'{tests[2]}::test_{"" if smoke else "many_"}random_cases'
     found = {
         'tests': ([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *tests, *narrow], {}, 240),
-        'random': ([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', many, '-k',
-                    'torch' if smoke else 'triton'], {}, 400),
         'moto_float32': ([*BENCHMARK, 'moto', *few, *(['--shapes', *shapes] if smoke else [])], {}, 400),
+        'half_precision': ([sys.executable, __file__, out, '--half-precision', *(['--smoke'] if smoke else [])],
+                           {} if smoke else TRITON, 150),
     }
-    for dtype in ('float16', 'bfloat16'):
-        found[f'moto_{dtype}'] = ([*BENCHMARK, 'moto', *few, '--dtype', dtype, '--shapes', *shapes, '--methods', *OURS],
-                                  {}, 120)
     classifiers = ['classifier-deit-s'] if smoke else ['classifier-deit-s', 'classifier-swin-t']
-    for name, environment in (('torch', {}), ('triton', {} if smoke else TRITON)):  # its interpreter is slow
+    for name, environment in (('triton', {} if smoke else TRITON), ('torch', {})):  # its interpreter is slow
         found[f'training_{name}'] = (
             [*BENCHMARK, 'training', *few, '--framework', *classifiers, '--batch', '1' if smoke else '8',
              *([] if smoke else ['--amp']), '--variants', 'MoTo', *([] if smoke else ['TokenProp', 'both'])],
             environment, 150)
+    for dtype in ('float16', 'bfloat16'):
+        found[f'moto_{dtype}'] = ([*BENCHMARK, 'moto', *few, '--dtype', dtype, '--shapes', *shapes, '--methods', *OURS],
+                                  {}, 120)
     for name, (command, *_) in found.items():
         if BENCHMARK[1] in command:
             command += ['--out', out / f'{name}.csv']
-    found['half_precision'] = ([sys.executable, __file__, out, '--half-precision', *(['--smoke'] if smoke else [])],
-                               {} if smoke else TRITON, 150)
+    found['random'] = ([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', many, '-k',
+                        'torch' if smoke else 'triton'], {}, 400)
     return found
 
 
-def run_step(name: str, command: list, environment: dict, limit: int, out: Path) -> dict:
+def run_step(name: str, command: list, environment: dict, limit: float, out: Path) -> dict:
     start = time.time()
+    if limit < WORTH_IT:
+        print(f'{name:16} left out: no time')
+        return dict(result='left out: no time', seconds=0)
     with (out / f'{name}.log').open('w') as log:
         try:
             code = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                                   timeout=limit, env={**os.environ, **environment}).returncode
         except subprocess.TimeoutExpired:
-            code = f'over {limit} s'
+            code = f'over {limit:.0f} s'
     result = dict(result='ok' if code == 0 else f'failed ({code})', seconds=round(time.time() - start))
     print(f'{name:16} {result["result"]}, {result["seconds"]} s: {out}/{name}.log', flush=True)
     return result
@@ -161,6 +168,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, metavar='OUT', help='folder of the results')
     parser.add_argument('--smoke', action='store_true', help='each step in small, on the CPU')
+    parser.add_argument('--limit', type=float, default=math.inf, metavar='S',
+                        help='seconds of all steps together; a step that is due then is left out')
     parser.add_argument('--steps', nargs='+', metavar='STEP', help='only these, such as moto_float32')
     parser.add_argument('--half-precision', action='store_true', help=argparse.SUPPRESS)  # the step of this name
     args = parser.parse_args()
@@ -176,13 +185,16 @@ def main() -> None:
     found = steps(out, args.smoke)
     if unknown := set(args.steps or ()) - set(found):
         parser.error(f'there is no step {", ".join(sorted(unknown))}; choose from {", ".join(found)}')
-    results = {name: run_step(name, *step, out) for name, step in found.items() if name in (args.steps or found)}
+    results, end = {}, time.monotonic() + args.limit
+    for name, (command, environment, limit) in found.items():
+        if name in (args.steps or found):
+            results[name] = run_step(name, command, environment, min(limit, end - time.monotonic()), out)
     asked = verdicts(out)
     (out / 'verdicts.json').write_text(json.dumps(dict(steps=results, verdicts=asked), indent=1) + '\n')
     for row in asked:
         print(f'{"met    " if row["met"] else "NOT MET"} {row["what"]}: {row["measured"]} ({row["limit"]})')
     if any(result['result'] != 'ok' for result in results.values()):
-        sys.exit('some steps failed: see their logs')
+        sys.exit('some steps failed or were left out: see their logs')
 
 
 if __name__ == '__main__':

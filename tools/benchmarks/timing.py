@@ -127,8 +127,9 @@ def huge_pages() -> str:
 
 def provenance(seed: int) -> dict[str, str | int]:
     """What a number needs to be compared with another one."""
-    return dict(device=processor_name(), threads=torch.get_num_threads(), torch=torch.__version__,
-                python=platform.python_version(), huge_pages=huge_pages(), seed=seed, date=time.strftime('%Y-%m-%d'))
+    return dict(device=processor_name(), instructions=torch.backends.cpu.get_cpu_capability(),
+                threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(),
+                huge_pages=huge_pages(), seed=seed, date=time.strftime('%Y-%m-%d'))
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
