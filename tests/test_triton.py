@@ -93,7 +93,7 @@ def test_every_place_of_a_buffer_that_is_read_was_written(memory_format, monkeyp
 
 
 @TRITON
-@pytest.mark.parametrize('wanted', itertools.product((False, True), repeat=3))
+@pytest.mark.parametrize('wanted', list(itertools.product((False, True), repeat=3)))
 def test_gradients_are_those_that_are_asked_for(wanted):
     """Of x, the filters and beta: any of them may be frozen."""
     (x, weight, _, beta, alpha), _, upstream = draw_logits((1, 2, 4, 6, 3))
