@@ -111,7 +111,7 @@ def find_problems(env: Environment) -> list[tuple[str, str]]:
     problem(not has_engine, 'mmengine is not installed',
             'pip install mmengine (or onedl-mmengine with torch 2.6 and up)')
     has_opencv = env.has('opencv-python')
-    problem(not has_opencv, 'opencv-python is not installed, and mmcv needs it',
+    problem(not has_opencv, 'opencv-python is not installed, and mmengine needs it',
             "pip install 'opencv-python<4.12'" if torch < (2, 3) else 'pip install opencv-python')
     problem(has_opencv and env.probes.get('opencv') is None, f'opencv does not import ({env.errors.get("opencv", "")})',
             'pip uninstall -y opencv-python && pip install opencv-python-headless'
@@ -122,8 +122,9 @@ def find_problems(env: Environment) -> list[tuple[str, str]]:
 
     name = next((name for name in ('mmcv', 'onedl-mmcv') if env.has(name)), None)
     if name is None:
-        problem(True, 'mmcv is not installed', 'pip install --no-build-isolation '
-                + ("'mmcv==2.1.0'" if torch < (2, 6) else 'onedl-mmcv'))
+        users = [user for user in ('mmdet', 'mmsegmentation') if env.has(user) or env.has(FORKS[user])]
+        problem(users, f'mmcv is not installed, and {" and ".join(users)} cannot do without',
+                'pip install --no-build-isolation ' + ("'mmcv==2.1.0'" if torch < (2, 6) else 'onedl-mmcv'))
     else:
         rebuild = (f'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
                    f'{name}=={env.versions[name]}')
@@ -153,9 +154,11 @@ def find_notes(env: Environment) -> list[str]:
                      f'pretraining work, detectors stop. With the CUDA toolkit '
                      f'{env.probes.get("torch")} installed: '
                      'FORCE_CUDA=1 pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps mmcv')
-    for name in ('mmsegmentation', 'mmdet'):
-        if not (env.has(name) or env.has(FORKS[name])):
-            notes.append(f'{name} is not installed: its configs and tools are not at hand')
+    missing = [name for name in ('mmsegmentation', 'mmdet') if not (env.has(name) or env.has(FORKS[name]))]
+    notes += [f'{name} is not installed: its configs and tools are not at hand' for name in missing]
+    if len(missing) == 2:
+        notes.append('backbones (but for PVT, which is built on mmdet) and the pretraining of classifiers work without '
+                     'both, and without mmcv')
     return notes
 
 
@@ -196,6 +199,8 @@ def main() -> int:
         print(f'{name:20} {env.versions.get(name) or "not installed"}')
     cuda = env.probes.get('mmcv operators')
     operators = 'CPU only' if cuda == 'not available' else f'CUDA {cuda}' if cuda else 'do not load'
+    if not (env.has('mmcv') or env.has('onedl-mmcv')):
+        operators = 'not installed'
     for label, value in (('CUDA of torch', env.probes.get('torch')), ('GPU', env.probes.get('gpu')),
                          ('operators of mmcv', operators)):
         print(f'{label:20} {value or "unknown"}')
