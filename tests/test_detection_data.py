@@ -18,6 +18,7 @@ from conftest import ROOT, logged_steps
 from mmtok.engine import annotations
 from mmtok.engine.annotations import check_categories
 from mmtok.engine.loops import check_metrics, metric_configs
+from mmtok.engine.preflight import check_image_size, check_padding
 from mmtok.engine.runner import Runner
 from mmtok.errors import ConfigError, DataError
 from test_detection_configs import CASCADE, DRAWN, RETINANET, SMALL_TRAIN
@@ -30,6 +31,8 @@ LOADERS = ('train', 'val', 'test')
 QUICK = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
          'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
          'train_dataloader.batch_sampler=None', 'train_dataloader.batch_size=4']
+
+
 def options(root) -> list[str]:
     return [*QUICK, *(f'{loader}_dataloader.dataset.data_root={root}' for loader in LOADERS),
             *(f'{loader}_evaluator.ann_file={root}/annotations/instances_val2017.json' for loader in LOADERS[1:])]
@@ -175,7 +178,20 @@ def turn_categories(found):
     found['categories'] = found['categories'][::-1]
 
 
+def turn_photo(root):
+    path = root / 'train2017' / '3.jpg'
+    with Image.open(path) as photo:
+        exif = photo.getexif()
+        exif[0x0112] = 6  # orientation: a quarter to the right
+        photo.save(path, exif=exif)
+
+
 BAD_ANNOTATIONS = {
+    'another size': (change_file(lambda found: found['images'][1].update(height=960, width=1280)),
+                     'train2017/2.jpg is 128x96 pixels, but its annotations are for 1280x960'),
+    'a turned photo': (turn_photo, 'train2017/3.jpg is 96x128 pixels, but its annotations are for 128x96 .*EXIF'),
+    'an image': (change_file(lambda found: found['annotations'][1].update(image_id='3')),
+                 "1 of 3 annotations in .*train2017.json have an image_id, such as '3', that is none of the file's"),
     'a class': (misspell_a_class, r"instances_train2017.json has no category 'disc' of the 5 in the data set's "
                                   r"metainfo.classes; it has 'disk', 'ring', .*: write the names alike"),
     'one class twice': (change_file(repeat_category), r"instances_train2017.json has the category 'disc' 2 times"),
@@ -208,6 +224,41 @@ def test_annotations_that_cannot_be_trained_on(case, wrapped, odd):
         data = Runner.build_dataloader(loader).dataset
         for index in range(len(data)):
             data[index]
+
+
+def test_objects_on_images_that_are_not_listed_are_told(odd, monkeypatch):
+    """As in a list of images that was made shorter; mmdet leaves them out."""
+    said = []
+    monkeypatch.setattr(annotations, 'print_log', lambda text, **_: said.append(text))
+    change_file(lambda found: found['annotations'][0].update(image_id=99))(odd)
+    loader = Config.fromfile(MASK_RCNN).train_dataloader
+    loader.update(num_workers=0, batch_sampler=None)
+    loader.dataset.data_root = str(odd)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert len(Runner.build_dataloader(loader).dataset) == 1
+    assert len(said) == 1 and re.search(r'^1 of 3 annotations .* such as 99, .*: they are left out$', said[0])
+
+
+def test_padding_is_found_inside_preprocessors():
+    from mmdet.models import BatchFixedSizePad, DetDataPreprocessor, MultiBranchDataPreprocessor
+    backbone = SimpleNamespace(tokenizer=SimpleNamespace(in_channels=3), mask_padding=True, tokenizer_uses_mask=True,
+                               token_prop=None)
+    normal = dict(mean=[123.675, 116.28, 103.53], std=[58.4, 57.1, 57.4])
+    check_padding(backbone, DetDataPreprocessor(**normal), {})
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        check_padding(backbone, MultiBranchDataPreprocessor(dict(type='DetDataPreprocessor', **normal)), {})
+        augments = [dict(type='BatchFixedSizePad', size=(64, 64), img_pad_value=114)]
+        grey = DetDataPreprocessor(**normal, batch_augments=augments)
+    assert isinstance(grey.batch_augments[0], BatchFixedSizePad)
+    with pytest.raises(ConfigError, match='pad value 114'):
+        check_padding(backbone, grey, {})
+
+
+def test_a_relative_crop_is_a_part_of_the_image():
+    crop = dict(type='RandomCrop', crop_type='relative', crop_size=(1, 1))
+    check_image_size(dict(train_dataloader=dict(dataset=dict(pipeline=[crop]))), 16)
+    with pytest.raises(ConfigError, match='smaller than one token'):
+        check_image_size(dict(train_dataloader=dict(dataset=dict(pipeline=[dict(crop, crop_type='absolute')]))), 16)
 
 
 def test_a_file_that_is_not_small_is_read_once(odd, monkeypatch):

@@ -27,10 +27,14 @@ def is_small(file: str) -> bool:
     return os.path.isfile(file) and os.path.getsize(file) <= SMALL_FILE
 
 
-def read_annotations(dataset: BaseDataset) -> tuple[dict[int, str], list[int]]:
-    """Of a data set of mmdet's in COCO's format: the names of categories by id, and the category of each object."""
-    found = load(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None))
-    return {category['id']: category['name'] for category in found['categories']}, categories_of(found)
+def read_annotations(dataset: BaseDataset) -> dict:
+    """The annotation file of a data set of mmdet's in COCO's format."""
+    return load(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None))
+
+
+def names_of(annotations: dict) -> dict[int, str]:
+    """The names of categories by id."""
+    return {category['id']: category['name'] for category in annotations['categories']}
 
 
 def categories_of(annotations: dict) -> list[int]:
@@ -53,7 +57,23 @@ def check_categories(dataset: Dataset) -> None:
             continue
         agree = len(found) == len(classes) and set(getattr(base, 'cat_img_map', ())) <= set(found)
         if not agree or is_small(base.ann_file):
-            check_listed(*read_annotations(base), found, classes, base.ann_file)
+            annotations = read_annotations(base)
+            check_listed(names_of(annotations), categories_of(annotations), found, classes, base.ann_file)
+            check_images(annotations, base.ann_file)
+
+
+def check_images(annotations: dict, file: str) -> None:
+    """The objects of a file are on images that it lists; mmdet leaves out what is on others."""
+    images = {image['id'] for image in annotations['images']}
+    used = [one['image_id'] for one in annotations.get('annotations', ())]
+    others = [number for number in used if number not in images]
+    if not others:
+        return
+    sentence = (f'{len(others)} of {len(used)} annotations in {file} have an image_id, such as {others[0]!r}, that is '
+                f'none of the file\'s ({first_of(map(repr, images), 3)})')
+    if len(others) == len(used) or type(others[0]) is not type(next(iter(images), others[0])):
+        raise ConfigError(f'{sentence}: mmdet would leave them out; write the ids of images alike')
+    print_log(f'{sentence}: they are left out', logger='current', level=logging.WARNING)
 
 
 def check_listed(names: dict[int, str], used: Sequence[int], found: Sequence[int], classes: Sequence[str],
@@ -114,7 +134,7 @@ def check_order(trained: BaseDataset, judged: Sequence[int], names: Sequence[str
     found = getattr(trained, 'cat_ids', None)
     if found is None or (list(found) == list(judged) and not is_small(trained.ann_file)):
         return
-    listed, _ = read_annotations(trained)
+    listed = names_of(read_annotations(trained))
     ours = [listed[number] for number in found]
     if ours != list(names):
         place, here, there = next((i, *pair) for i, pair in enumerate(zip_longest(ours, names)) if pair[0] != pair[1])

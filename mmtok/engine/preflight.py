@@ -78,12 +78,13 @@ def check_model(model: nn.Module, cfg: dict) -> None:
 def check_image_size(cfg: dict, patch_size: int) -> None:
     """No crop of the training pipeline and no fixed size of the preprocessor is smaller than a token."""
     crops = dicts_with(cfg.get('train_dataloader') or {}, 'crop_size', 'train_dataloader')
-    sizes = [(f'{path}.crop_size', crop['crop_size']) for path, crop in crops]
+    sizes = [(f'{path}.crop_size', crop['crop_size']) for path, crop in crops
+             if not str(crop.get('crop_type')).startswith('relative')]  # fractions of the image
     preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or {}
     sizes.append(('model.data_preprocessor.size', preprocessor.get('size')))
     for path, size in sizes:
         sides = list(size) if isinstance(size, (tuple, list)) else [size]
-        if all(isinstance(side, int) for side in sides) and min(sides) < patch_size:  # a relative crop has fractions
+        if all(isinstance(side, int) for side in sides) and min(sides) < patch_size:
             raise ConfigError(f'{path}={size} is smaller than one token of {patch_size}x{patch_size} pixels: '
                               'use a larger crop or a smaller patch_size')
 
@@ -143,6 +144,7 @@ def as_list(value) -> list:
 
 def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None, cfg: dict) -> None:
     """Padding can be told from real pixels, and the tokenizer takes as many channels as the preprocessor gives."""
+    preprocessor = getattr(preprocessor, 'data_preprocessor', preprocessor)  # of semi-supervised detectors, inside
     mean = getattr(preprocessor, 'mean', None)
     mean = None if mean is None else mean.flatten().tolist()
     channels = getattr(backbone.tokenizer, 'in_channels', None)
@@ -152,7 +154,10 @@ def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None, cfg: 
     if preprocessor is None or not (
             backbone.mask_padding and (backbone.tokenizer_uses_mask or backbone.token_prop is not None)):
         return
-    pad_value = getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))
+    pad_values = [getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))]
+    augments = getattr(preprocessor, 'batch_augments', None) or ()
+    pad_values += [getattr(augment, 'img_pad_value', 0) for augment in augments]
+    pad_value = next((value for value in pad_values if is_number(value) and value != 0), pad_values[0])
     pixels_can_be_zero = mean is None or all(float(value).is_integer() for value in mean)
     if pixels_can_be_zero or (is_number(pad_value) and pad_value != 0):
         raise ConfigError(

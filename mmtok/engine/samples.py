@@ -77,13 +77,14 @@ class CheckedPipeline(Compose):
 
     Raises:
         DataError: For a file that is missing, or that cannot be decoded (see `SkippedFiles`); for a semantic map of
-            mmseg's data sets of another size than its image, or with a label that the data set does not have.
+            mmseg's data sets of another size than its image, or with a label that the data set does not have; for an
+            image of another size than its annotations in COCO's format say.
     """
 
     def __init__(self, dataset: BaseDataset, skip_undecodable: bool) -> None:
         super().__init__(dataset.pipeline.transforms)
         self.skip_undecodable = skip_undecodable
-        self.is_mmseg = hasattr(dataset, 'reduce_zero_label')
+        self.is_mmseg, self.is_coco = hasattr(dataset, 'reduce_zero_label'), hasattr(dataset, 'cat_ids')
         self.num_classes = len(dataset.metainfo.get('classes') or ())
         self.ignore_index = getattr(dataset, 'ignore_index', 255)
         self.skipped = SkippedFiles(len(dataset))
@@ -91,8 +92,8 @@ class CheckedPipeline(Compose):
     def __call__(self, sample: dict) -> dict | None:
         image, semantic_map = sample.get('img_path'), sample.get('seg_map_path')
         for transform in self.transforms:
-            name = type(transform).__name__
-            file = semantic_map if 'img' in sample and semantic_map else image
+            name, loaded = type(transform).__name__, 'img' in sample
+            file = semantic_map if loaded and semantic_map else image
             try:
                 sample = transform(sample)
             except FileNotFoundError as error:
@@ -109,10 +110,21 @@ class CheckedPipeline(Compose):
                 raise
             if sample is None:
                 return None
+            if self.is_coco and not loaded and 'img' in sample:
+                self.check_size(sample, image)
             if self.is_mmseg and name == 'LoadAnnotations':
                 self.check_map(sample['gt_seg_map'], semantic_map, sample.get('ori_shape'), image,
                                getattr(transform, 'reduce_zero_label', None) or sample.get('reduce_zero_label', False))
         return sample
+
+    def check_size(self, sample: dict, image: str) -> None:
+        """The image just loaded has the size for which its boxes and masks were drawn."""
+        said, found = (sample.get('height'), sample.get('width')), sample['img'].shape[:2]
+        if None not in said and said != tuple(found):
+            raise DataError(
+                f'{image} is {found[1]}x{found[0]} pixels, but its annotations are for {said[1]}x{said[0]} (width and '
+                'height in ann_file): they must be of one size; a photo that an EXIF tag turns is loaded turned, so '
+                'write it anew without the tag')
 
     def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str, reduced: bool) -> None:
         """`labels`: as loaded, (H,W), 1 less than in the file if `reduced`; `image_shape`: the image's (H,W)."""
