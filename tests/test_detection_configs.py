@@ -1,14 +1,19 @@
 """Every detection leaf through mmdet's own tools, from outside the project."""
 
 import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from conftest import ROOT, logged_steps, tool
 from mmtok.engine.settings import settings
+from mmtok.errors import ConfigError
+from mmtok.registry import MODELS
+from mmtok.tokenprop.hook import attach
 
 FAMILIES = ('retinanet/retinanet_pvtv2-b1{}_fpn_1x_coco.py', 'mask_rcnn/mask-rcnn_pvtv2-b1{}_fpn_1x_coco.py',
             'mask_rcnn/mask-rcnn_swin-t{}_fpn_ms-crop-1x_coco.py',
@@ -17,11 +22,21 @@ VARIANTS = ('', '_moto', '_tokenprop', '_moto-tokenprop')
 LEAVES = [ROOT / 'configs' / family.format(variant) for family in FAMILIES for variant in VARIANTS]
 RETINANET, MASK_RCNN, CASCADE = LEAVES[3], LEAVES[11], LEAVES[15]
 
+# The paper's box AP and mask AP, plain, with MoTo, TokenProp and both, in the order of FAMILIES
+SCORES = (('41.2', '41.8', '41.5', '42.0'),
+          ('41.8 / 38.8', '42.4 / 39.1', '42.3 / 39.4', '42.9 / 39.4'),
+          ('43.7 / 39.8', '44.1 / 40.1', '44.2 / 40.0', '44.6 / 40.4'),
+          ('48.1 / 41.7', '48.7 / 42.1', '48.6 / 41.9', '49.1 / 42.4'))
+PVT = 'https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b1.pth'
+SWIN = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth'
+# As the authors' detection code has them: drop path, learning rate of 16 images a step, weight decay, public weights
+RECIPE_OF_TRUNK = ((0.1, 1e-4, 1e-4, PVT), (0.1, 2e-4, 1e-4, PVT), (0.1, 1e-4, 0.05, SWIN), (0.0, 1e-4, 0.05, SWIN))
+
 # Shorter, smaller, and from random weights; the data root comes from COCO_ROOT.
 SHORT = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'model.backbone.init_cfg=None',
-         'train_dataloader.dataset.indices=4', 'val_dataloader.dataset.indices=2', 'test_dataloader.dataset.indices=2',
-         *(f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
-           for option in ('num_workers=0', 'persistent_workers=False'))]
+         'train_dataloader.dataset.indices=4', 'val_dataloader.dataset.indices=2', 'test_dataloader.dataset.indices=2']
+ONE_PROCESS = [f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
+               for option in ('num_workers=0', 'persistent_workers=False')]
 SMALL_TEST = ['val_dataloader.dataset.pipeline.1.scale=(160,128)', 'test_dataloader.dataset.pipeline.1.scale=(160,128)']
 MULTI_SCALE = 'train_dataloader.dataset.pipeline.3.transforms'
 SMALL_TRAIN = {
@@ -40,7 +55,12 @@ DRAWN = {'retinanet': [*FIVE, 'model.bbox_head.num_classes=5'],
 
 
 def small(leaf) -> list[str]:
-    return [*SHORT, *SMALL_TRAIN['ms-crop' in leaf.stem], *SMALL_TEST]
+    return [*SHORT, *ONE_PROCESS, *SMALL_TRAIN['ms-crop' in leaf.stem], *SMALL_TEST]
+
+
+def check_test(output: str, leaf) -> None:
+    assert 'Epoch(test) [2/2]' in output, output[-3000:]
+    assert re.findall('Evaluating (bbox|segm)', output) == ['bbox', 'segm'][:1 + ('mask' in leaf.stem)]
 
 
 def check_training(work_dir, leaf) -> None:
@@ -62,7 +82,8 @@ def test_leaf_trains_and_tests_on_drawn_objects(leaf, drawn_coco, fork_tool, tmp
     assert 'the current batch size is 2. Scaling the original LR by 0.125.' in run.stdout
     run = fork_tool('mmdet/test', leaf, tmp_path / 'work' / 'epoch_1.pth', '--work-dir', tmp_path / 'test',
                     '--cfg-options', *options, cwd=tmp_path, env=env)
-    assert run.returncode == 0 and 'Epoch(test) [2/2]' in run.stdout, run.stdout[-3000:]
+    assert run.returncode == 0, run.stdout[-3000:]
+    check_test(run.stdout, leaf)
 
 
 def test_leaf_starts_from_a_public_checkpoint(drawn_coco, fork_tool, tmp_path):
@@ -82,27 +103,90 @@ def test_leaf_starts_from_a_public_checkpoint(drawn_coco, fork_tool, tmp_path):
 def test_leaf_trains_and_tests_on_coco(leaf, coco, fork_tool, tmp_path):
     """From outside the project, on few images, small ones, and from random weights; all else is as the leaf has it."""
     env = {'COCO_ROOT': str(coco)}
+    options = [option for option in small(leaf) if option not in ONE_PROCESS]  # so with the leaf's own workers
     for name, arguments in (('train', []), ('test', [tmp_path / 'work' / 'epoch_1.pth'])):
         run = fork_tool(f'mmdet/{name}', leaf, *arguments, '--work-dir', tmp_path / 'work', '--cfg-options',
-                       *small(leaf), cwd=tmp_path, env=env)
+                       *options, cwd=tmp_path, env=env)
         assert run.returncode == 0, run.stdout[-3000:]
         if name == 'train':
             check_training(tmp_path / 'work', leaf)
-    assert 'Evaluating bbox' in run.stdout
+    check_test(run.stdout, leaf)
 
 
-@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
-def test_leaf_is_a_short_delta_with_the_paper_s_score(leaf):
-    lines = leaf.read_text().splitlines()
-    assert len(lines) <= 20
-    masks = 'mask' in leaf.stem
-    assert re.fullmatch(r'# paper: box AP \d\d\.\d' + r', mask AP \d\d\.\d' * masks, lines[0])
+@pytest.mark.parametrize('number, leaf', enumerate(LEAVES), ids=[leaf.stem for leaf in LEAVES])
+def test_leaf_is_a_short_delta_with_the_paper_s_score(number, leaf):
+    """In its first line, and in README's table."""
+    family, variant = divmod(number, 4)
+    lines, scores = leaf.read_text().splitlines(), SCORES[family][variant]
+    assert len(lines) <= 20 and lines[0] == '# paper: box AP ' + scores.replace(' / ', ', mask AP ')
+    assert f'[{scores}]({leaf.relative_to(ROOT)})' in (ROOT / 'README.md').read_text()
     cfg = Config.fromfile(leaf)
     assert cfg.train_dataloader.dataset.data_root == 'data/coco' and cfg.train_cfg.max_epochs == 12
-    assert cfg.model.backbone.init_cfg.checkpoint
-    if 'moto' in leaf.stem or 'tokenprop' in leaf.stem:  # what the classifier of the same trunk writes
-        name = re.fullmatch(r'work_dirs/(.*)/epoch_300.pth', cfg.model.backbone.init_cfg.checkpoint)[1]
-        assert (ROOT / 'configs' / 'imagenet' / f'{name}.py').is_file()
+    drop_path, rate, decay, weights = RECIPE_OF_TRUNK[family]
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (rate, decay)
+    plain = Config.fromfile(LEAVES[4 * family])
+    assert plain.model.backbone.init_cfg.checkpoint == weights and cfg.auto_scale_lr.base_batch_size == 16
+    for each in (cfg, plain):
+        each.model.backbone.pop('init_cfg')
+    expected = {}
+    if 'moto' in leaf.stem:
+        expected['model.backbone.tokenizer.type'] = 'mmtok.MoToTokenizer'
+    if 'tokenprop' in leaf.stem:
+        expected |= {'model.backbone.token_prop': {}, 'custom_hooks.0.type': 'mmtok.TokenPropHook'}
+    ours, theirs = (dict(settings(each.to_dict())) for each in (cfg, plain))
+    assert {path: value for path, value in ours.items() if theirs.get(path) != value} == expected
+    assert not theirs.keys() - ours.keys()
+
+
+@pytest.mark.parametrize('leaf', [leaf for number, leaf in enumerate(LEAVES) if number % 4], ids=lambda path: path.stem)
+def test_leaf_starts_from_what_our_classifier_writes(leaf, tmp_path, monkeypatch, log):
+    """The trunk, the tokenizer and the decoder; where the file is not there, the sentence says what makes it."""
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(leaf).model.backbone
+    name = re.fullmatch(r'work_dirs/(.*)/epoch_300.pth', cfg.init_cfg.checkpoint)[1]
+    config = ROOT / 'configs' / 'imagenet' / f'{name}.py'
+    backbone = MODELS.build(cfg)
+    sentence = f'does not exist: train it with python tools/train_classifier.py {config.relative_to(ROOT)}, put it '
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        backbone.init_weights()
+    classifier = MODELS.build(Config.fromfile(config).model)
+    file = Path(cfg.init_cfg.checkpoint)
+    file.parent.mkdir(parents=True)
+    torch.save(dict(state_dict=classifier.state_dict(), meta=dict(epoch=300)), file)
+    backbone.init_weights()
+    said = next(text for _, text in log if text.startswith('Loaded '))
+    loaded, wanted = re.search(r'(\d+) of (\d+) trunk tensors, 0 resized, 0 missing', said).groups()
+    held, tokenizer = re.search(r'; (\d+) of (\d+) tokenizer tensors; ', said).groups()
+    assert loaded == wanted and int(wanted) > 100 and held == tokenizer and int(tokenizer) >= 2
+    theirs = classifier.state_dict()
+    for key, value in backbone.state_dict().items():
+        if not key.startswith(('token_prop.', 'norms.')):  # new beside the trunk; a classifier has the last norm alone
+            assert torch.equal(value, theirs[f'backbone.{key}']), key
+
+
+def test_bf16_autocast_of_a_whole_detector(plain_attention):
+    """What --amp does to the model, on the CPU, where mmcv's NMS, which heads of two stages train with, has no bf16."""
+    from mmdet.testing import demo_mm_inputs
+    cfg = Config.fromfile(RETINANET).model
+    cfg.backbone.init_cfg = None
+    cfg.backbone.drop_path_rate = 0
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg).train()
+    attach(model)
+    data = demo_mm_inputs(2, [(3, 96, 128), (3, 96, 96)], [3, 3], 80)
+    batch, losses = model.data_preprocessor(data, training=True), {}
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            total, losses[enabled] = model.parse_losses(model(**batch, mode='loss'))
+    total.backward()
+    assert all(value.isfinite() for value in losses[True].values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert losses[True]['loss_tokenprop'].dtype == torch.float32
+    for name in ('loss_tokenprop', 'loss_cls', 'loss_bbox'):
+        assert losses[True][name].item() == pytest.approx(losses[False][name].item(), rel=0.05), name
 
 
 def test_coco_root_of_the_environment_reaches_loaders_and_metrics(monkeypatch):

@@ -22,6 +22,7 @@ from mmtok.engine.preflight import check_image_size, check_padding
 from mmtok.engine.runner import Runner
 from mmtok.errors import ConfigError, DataError
 from test_detection_configs import CASCADE, DRAWN, RETINANET, SMALL_TRAIN
+from test_detection_configs import MASK_RCNN as LEAF
 
 sys.path.insert(0, str(ROOT / 'tools' / 'demo'))
 import objects
@@ -72,8 +73,9 @@ BORDER = 'model.train_cfg.rpn.allowed_border=-1'
 
 @pytest.mark.parametrize('config, more', [
     (MASK_RCNN, []), (RETINANET, [*DRAWN['retinanet'], *SMALL_TRAIN[False]]),
+    pytest.param(LEAF, [*DRAWN['mask'], *SMALL_TRAIN[True], BORDER], marks=pytest.mark.slow),
     pytest.param(CASCADE, [*SCALED_AND_CROPPED, BORDER], marks=pytest.mark.slow)],
-    ids=['mask-rcnn', 'retinanet', 'cascade, scaled and cropped'])
+    ids=['mask-rcnn', 'retinanet', 'mask-rcnn, scaled and cropped', 'cascade, scaled and cropped'])
 def test_a_batch_of_odd_images(config, more, odd, fork_tool, tmp_path):
     run = fork_tool('mmdet/train', config, '--work-dir', tmp_path / 'work', '--cfg-options', *options(odd), *more,
                     *EVERYTHING, 'train_cfg.max_epochs=2', cwd=tmp_path)
@@ -119,6 +121,11 @@ def change_file(change):
         change(found)
         path.write_text(json.dumps(found))
     return spoil
+
+
+def change_object(**values):
+    """The second of the training images' objects."""
+    return change_file(lambda found: found['annotations'][1].update(values))
 
 
 def without(part: str, key: str):
@@ -202,6 +209,17 @@ BAD_ANNOTATIONS = {
                                'whether metainfo.classes'),
     'segmentations': (without('annotations', 'segmentation'),
                       r'train2017/\d.jpg has an object without a segmentation, but this pipeline loads masks'),
+    'a box that is none': (change_object(bbox=None), 'annotation with id 2 has a bbox of null, and not four numbers'),
+    'a box of three numbers': (change_object(bbox=[1, 2, 3]), r'annotation with id 2 has a bbox of \[1, 2, 3\]'),
+    'a box without end': (change_object(bbox=[1, 2, math.inf, 3]), r'annotation with id 2 has a bbox of \[1, 2, Infin'),
+    'an area that is none': (change_object(area=None), 'annotation with id 2 has an area of null, which is no number'),
+    'a flat polygon': (change_object(segmentation=[1, 1, 9, 1, 9, 9]),
+                       'id 2 has a segmentation of .1, 1, 9, 1, 9, 9., and not a list of polygons'),
+    'a polygon of words': (change_object(segmentation=[['1', '1', '9', '1', '9', '9']]), 'id 2 has a polygon with "1"'),
+    'a code of another size': (change_object(segmentation=dict(size=[9, 9], counts=[80, 1])),
+                               r'id 2 has a run-length code for \[9, 9\] .*, while the image has \[96, 128\]'),
+    'a code that is too long': (change_object(segmentation=dict(size=[96, 128], counts=[96 * 128, 5])),
+                                r'id 2 has a run-length code of 12293 pixels in all, while its size is \[96, 128\]'),
     'areas': (without('annotations', 'area'), r"instances_train2017.json' \(ann_file\) lacks 'area', in its images or"),
     'sizes': (without('images', 'height'), r"instances_train2017.json' \(ann_file\) lacks 'height'"),
     'format': (spoil_format, r"CocoDataset: '/.*json' \(ann_file\) is no JSON, or cut short \(Expecting value"),
@@ -224,6 +242,27 @@ def test_annotations_that_cannot_be_trained_on(case, wrapped, odd):
         data = Runner.build_dataloader(loader).dataset
         for index in range(len(data)):
             data[index]
+
+
+def test_a_bad_mask_of_a_file_that_is_not_small_names_its_image(odd, monkeypatch):
+    monkeypatch.setattr(annotations, 'SMALL_FILE', 0)
+    change_object(segmentation=[1, 1, 9, 1, 9, 9])(odd)
+    loader = Config.fromfile(MASK_RCNN).train_dataloader
+    loader.update(num_workers=0, batch_sampler=None)
+    loader.dataset.data_root = str(odd)
+    sentence = r'train2017/3.jpg has an object with a segmentation of \[1, 1, 9, 1, 9, 9\], and not a list of polygons'
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(DataError, match=sentence):
+        list(Runner.build_dataloader(loader).dataset)
+
+
+def test_detectors_of_boxes_do_not_mind_masks(odd):
+    change_object(segmentation=[1, 1, 9, 1, 9, 9])(odd)
+    loader = Config.fromfile(MASK_RCNN).train_dataloader
+    loader.update(num_workers=0, batch_sampler=None)
+    loader.dataset.data_root = str(odd)
+    loader.dataset.pipeline[1].with_mask = False
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert all(len(sample['data_samples'].gt_instances) for sample in Runner.build_dataloader(loader).dataset)
 
 
 def test_objects_on_images_that_are_not_listed_are_told(odd, monkeypatch):

@@ -11,7 +11,7 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 from conftest import ROOT, logged_steps, tool
 from mmtok.engine.loops import TestedCheckpoint
 from mmtok.errors import ConfigError
-from test_detection_configs import DRAWN, RETINANET, small
+from test_detection_configs import CASCADE, DRAWN, MASK_RCNN, RETINANET, small
 
 DEMO, = (ROOT / 'configs' / 'demo').glob('mask-rcnn*.py')
 SEGMENTOR = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
@@ -118,9 +118,11 @@ def test_a_checkpoint_to_test_is_compared_with_the_bare_model(wrappers):
         TestedCheckpoint().after_load_checkpoint(runner, dict(state_dict=dict(bias=bare.bias)))
 
 
-def test_browsing_draws_what_is_trained_on(drawn_coco, run_tool, tmp_path):
-    run = run_tool('mmdet/analysis_tools/browse_dataset', DEMO, '--output-dir', tmp_path / 'out', '--not-show',
-                   '--cfg-options', f'train_dataloader.dataset.data_root={drawn_coco}', cwd=tmp_path)
+@pytest.mark.parametrize('config', [DEMO, pytest.param(MASK_RCNN, marks=pytest.mark.slow)], ids=lambda path: path.stem)
+def test_browsing_draws_what_is_trained_on(config, drawn_coco, run_tool, tmp_path):
+    more = [] if config == DEMO else [*small(config), *DRAWN['mask'], 'train_dataloader.dataset.indices=8']
+    run = run_tool('mmdet/analysis_tools/browse_dataset', config, '--output-dir', tmp_path / 'out', '--not-show',
+                   '--cfg-options', f'train_dataloader.dataset.data_root={drawn_coco}', *more, cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:]
     assert {p.name for p in (tmp_path / 'out').iterdir()} == {p.name for p in (drawn_coco / 'train2017').iterdir()}
 
@@ -169,10 +171,12 @@ def test_flops_are_counted_by_mmseg(run_tool, tmp_path):
     assert run.returncode == 0 and re.search(r'Flops: [\d.]+[MG]', run.stdout), run.stdout[-3000:]
 
 
-def test_flops_are_counted_by_mmdet(drawn_coco, run_tool, tmp_path):
+@pytest.mark.parametrize('leaf', [RETINANET, *(pytest.param(leaf, marks=pytest.mark.slow)
+                                               for leaf in (MASK_RCNN, CASCADE))], ids=lambda path: path.stem)
+def test_flops_are_counted_by_mmdet(leaf, drawn_coco, run_tool, tmp_path):
     """At the size of the drawn images, with its attention where that is not fused."""
     def count(env) -> float:
         return flops_of(run_tool(
-            'mmdet/analysis_tools/get_flops', RETINANET, '--num-images', 1, '--cfg-options', *small(RETINANET),
-            *DRAWN['retinanet'], cwd=tmp_path, env={**env, 'COCO_ROOT': str(drawn_coco)}))
+            'mmdet/analysis_tools/get_flops', leaf, '--num-images', 1, '--cfg-options', *small(leaf),
+            *DRAWN[re.match('[a-z]+', leaf.stem)[0]], cwd=tmp_path, env={**env, 'COCO_ROOT': str(drawn_coco)}))
     assert count(COUNTED) > count({}) > 1

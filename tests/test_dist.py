@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, logged_steps
-from test_detection_configs import CASCADE, DRAWN, RETINANET, small
+from test_detection_configs import CASCADE, DRAWN, MASK_RCNN, RETINANET, small
 
 CONFIG = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
 DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
@@ -114,7 +114,7 @@ def test_two_processes_train_and_resume_a_detector(drawn_coco, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('leaf', [RETINANET, CASCADE], ids=['retinanet', 'cascade'])
+@pytest.mark.parametrize('leaf', [RETINANET, MASK_RCNN, CASCADE], ids=['retinanet', 'mask-rcnn', 'cascade'])
 def test_two_processes_train_and_resume_a_leaf(leaf, drawn_coco, tmp_path):
     """SyncBN of Cascade's heads becomes BN; scales and crops are drawn by data workers, which start anew."""
     shared = ['--cfg-options', *small(leaf), *DRAWN[re.match('[a-z]+', leaf.stem)[0]], 'train_cfg.max_epochs=2',

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError
+from .objects import check_objects, loads_masks
 from .samples import base_datasets
 
 SMALL_FILE = 1 << 26  # bytes: half a second to read
@@ -60,6 +61,7 @@ def check_categories(dataset: Dataset) -> None:
             annotations = read_annotations(base)
             check_listed(names_of(annotations), categories_of(annotations), found, classes, base.ann_file)
             check_images(annotations, base.ann_file)
+            check_objects(annotations, base.ann_file, loads_masks(base))
 
 
 def check_images(annotations: dict, file: str) -> None:

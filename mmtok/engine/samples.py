@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
+from .objects import check_boxes_of, fault_of_mask
 from .preflight import dicts_with
 
 # What OpenCV, Pillow and mmcv raise about the bytes of a file
@@ -106,6 +107,8 @@ class CheckedPipeline(Compose):
                     raise DataError(f'{image} has an object without a segmentation, but this pipeline loads masks: '
                                     'add it to the annotations, take the object out, or train a detector without '
                                     'masks') from error
+                if name.startswith('Load') and self.is_coco:
+                    self.check_masks(sample, image, error)
                 print_log(f'{name} failed on {file}', logger='current', level=logging.ERROR)
                 raise
             if sample is None:
@@ -125,6 +128,15 @@ class CheckedPipeline(Compose):
                 f'{image} is {found[1]}x{found[0]} pixels, but its annotations are for {said[1]}x{said[0]} (width and '
                 'height in ann_file): they must be of one size; a photo that an EXIF tag turns is loaded turned, so '
                 'write it anew without the tag')
+
+    @staticmethod
+    def check_masks(sample: dict, image: str, error: Exception) -> None:
+        """Says which object's mask made a loading step fail; silent where none can have."""
+        size = sample.get('height'), sample.get('width')
+        masks = [one['mask'] for one in sample.get('instances', ()) if 'mask' in one]
+        fault = next((fault for mask in masks if (fault := fault_of_mask(mask, size))), '')
+        if fault:
+            raise DataError(f'{image} has an object with {fault}: mend the annotations') from error
 
     def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str, reduced: bool) -> None:
         """`labels`: as loaded, (H,W), 1 less than in the file if `reduced`; `image_shape`: the image's (H,W)."""
@@ -183,8 +195,9 @@ def explained_data(cfg: object, name: str = '') -> Iterator[None]:
         if isinstance(classes, str) and '://' not in classes and not os.path.isfile(classes):
             raise ConfigError(f'{one.get("type")}: metainfo.classes={classes!r} is a string, of which each letter '
                               f'would be a class: write ({classes!r},) for one class')
-    files = ' or '.join(dict.fromkeys(repr(os.path.join(one.get('data_root') or '', one['ann_file']))
-                                      for _, one in dicts_with(cfg, 'ann_file', kind) if one['ann_file']))
+    paths = [os.path.join(one.get('data_root') or '', one['ann_file'])
+             for _, one in dicts_with(cfg, 'ann_file', kind) if one['ann_file']]
+    files = ' or '.join(dict.fromkeys(map(repr, paths)))
     try:
         yield
     except FileNotFoundError as error:
@@ -195,8 +208,10 @@ def explained_data(cfg: object, name: str = '') -> Iterator[None]:
             raise
         raise ConfigError(f'{kind}: {files} (ann_file) is no JSON, or cut short ({error}): name the right '
                           'file') from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if 'need at least one array to concatenate' not in str(error):  # numpy's, from serializing an empty list
+            for path in paths:
+                check_boxes_of(path)
             raise
         inner = next((one for _, one in dicts_with(cfg, 'ann_file', kind)), cfg)
         raise ConfigError(nothing_found(inner, inner.get('type', kind))) from error

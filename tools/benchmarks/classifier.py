@@ -2,7 +2,9 @@
 
 The same images, timm transforms, batches, data workers, model and optimizer on both sides; epochs take turns. Whole
 epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides. A loader's
-batch counts once its pixels lie in the order (B,3,H,W), as those of both loaders do.
+batch counts once its pixels lie in the order (B,3,H,W), as those of both loaders do. Beside the images per second
+stands the processor time of an image, of the training process and its data workers, which other work on a machine moves
+less.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -26,7 +29,7 @@ from mmtok.backbones import DeiT
 from mmtok.engine.runner import Runner
 
 from . import timing
-from .timing import provenance, spread, write_csv
+from .timing import in_turn, provenance, spread, write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'demo'))
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'cifar10' / 'deit-nano_1xb64-32e_cifar10.py'
@@ -75,31 +78,48 @@ def timm_loader(args, size: int, augmentation: str, normalise: bool):
     return loader if normalise else loader.loader
 
 
-def epoch_of(loader) -> Callable[[], float]:
-    """Reads an epoch; returns images per second."""
-    def read() -> float:
-        start = time.perf_counter()
-        count = sum(len(images.contiguous()) for images, _ in loader)
-        return count / (time.perf_counter() - start)
+class Speed(NamedTuple):
+    """Of an epoch."""
+
+    images_per_second: float
+    cpu_ms: float  # of an image
+
+
+class Clock:
+    """Starts when it is made."""
+
+    def __init__(self):
+        self.cpu, self.time = timing.cpu_seconds(), time.perf_counter()
+
+    def speed(self, images: int) -> Speed:
+        seconds = time.perf_counter() - self.time
+        return Speed(images / seconds, 1e3 * (timing.cpu_seconds() - self.cpu) / images)
+
+
+def epoch_of(loader) -> Callable[[], Speed]:
+    """Reads an epoch."""
+    def read() -> Speed:
+        clock = Clock()
+        return clock.speed(sum(len(images.contiguous()) for images, _ in loader))
     return read
 
 
-def in_turns(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Images per second of each round, the order of the sides changing; after one warm-up."""
+def in_turns(sides: dict[str, Callable[[], Speed]], repeats: int) -> dict[str, list[Speed]]:
+    """The speed in each round, the order of the sides changing; after one warm-up."""
     found = {name: [] for name in sides}
     for number in range(repeats + 1):
-        for name in list(sides)[::1 if number % 2 else -1]:
+        for name in in_turn(sides, number):
             value = sides[name]()
             if number:
                 found[name].append(value)
     return found
 
 
-def our_training(args, size: int, work_dir: str, other_side: Callable[[], float]) -> tuple[list[float], list[float]]:
+def our_training(args, size: int, work_dir: str, other_side: Callable[[], Speed]) -> tuple[list[Speed], list[Speed]]:
     """Trains by mmengine's Runner with the hooks of our configs, epochs in turns with the other side's.
 
     Returns:
-        Images per second of each epoch, ours and the other's.
+        The speed of each epoch, ours and the other's.
     """
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict({
@@ -119,14 +139,17 @@ def our_training(args, size: int, work_dir: str, other_side: Callable[[], float]
         priority = 'LOWEST'
 
         def before_train_epoch(self, runner):
-            self.start, self.count = time.perf_counter(), 0
+            if len(ours) % 2:  # each side is first in every other round
+                others.append(other_side())
+            self.clock, self.count = Clock(), 0
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             self.count += len(data_batch[1])
 
         def after_train_epoch(self, runner):
-            ours.append(self.count / (time.perf_counter() - self.start))
-            others.append(other_side())
+            ours.append(self.clock.speed(self.count))
+            if len(others) < len(ours):
+                others.append(other_side())
     runner.register_hook(Turns())
     runner.train()
     return ours, others
@@ -146,15 +169,15 @@ class Plain(nn.Module):
         return self.head(self.backbone(x)[0])
 
 
-def plain_training(args, size: int) -> Callable[[], float]:
-    """A loop as one types it: timm's loader, AdamW, a cosine; gives images per second of an epoch."""
+def plain_training(args, size: int) -> Callable[[], Speed]:
+    """A loop as one types it: timm's loader, AdamW, a cosine; trains an epoch."""
     loader, model = timm_loader(args, size, 'RandAugment', normalise=True), Plain(size, args.classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule, state = CosineLRScheduler(optimizer, 1000, t_in_epochs=False), dict(step=0)
 
-    def train() -> float:
+    def train() -> Speed:
         model.train()
-        count, start = 0, time.perf_counter()
+        count, clock = 0, Clock()
         for images, labels in loader:
             loss = nn.functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()
@@ -164,22 +187,27 @@ def plain_training(args, size: int) -> Callable[[], float]:
             schedule.step_update(state['step'])
             loss.item()  # a loop that logs
             count += len(images)
-        return count / (time.perf_counter() - start)
+        return clock.speed(count)
     return train
 
 
-def report(what: str, size: int, found: dict[str, list[float]], args) -> list[dict]:
+def report(what: str, size: int, found: dict[str, list[Speed]], args) -> list[dict]:
     """One block; ratios are medians over rounds of ours / theirs."""
-    ours, rows = found['mmtok'], []
-    print(f'\n{what}, {size} px\n  {"":14} {"images/s":>9} {"20 %":>8} {"80 %":>8}   mmtok / this, 20 %, 80 %')
-    for name, values in found.items():
-        median, low, high = spread(values)
-        ratio = spread([a / b for a, b in zip(ours, values, strict=True)])
-        print(f'  {name:14} {median:9.1f} {low:8.1f} {high:8.1f}   {ratio[0]:7.3f} {ratio[1]:7.3f} {ratio[2]:7.3f}')
+    rows = []
+    print(f'\n{what}, {size} px\n  {"":14} {"images/s":>9} {"20 %":>8} {"80 %":>8}   mmtok / this, 20 %, 80 %    '
+          'CPU ms an image   mmtok / this, 20 %, 80 %')
+    for name, speeds in found.items():
+        median, low, high = spread([speed.images_per_second for speed in speeds])
+        ratio, cpu_ratio = (spread([ours[i] / theirs[i] for ours, theirs in zip(found['mmtok'], speeds, strict=True)])
+                            for i in range(2))
+        cpu = spread([speed.cpu_ms for speed in speeds])[0]
+        print(f'  {name:14} {median:9.1f} {low:8.1f} {high:8.1f}   {ratio[0]:7.3f} {ratio[1]:7.3f} {ratio[2]:7.3f}'
+              f'    {cpu:15.3f}   {cpu_ratio[0]:7.3f} {cpu_ratio[1]:7.3f} {cpu_ratio[2]:7.3f}')
         rows.append(dict(what=what, method=name, images_per_second=round(median, 2), p20=round(low, 2),
                          p80=round(high, 2), mmtok_over_it=round(ratio[0], 4), ratio_p20=round(ratio[1], 4),
-                         ratio_p80=round(ratio[2], 4), size=size, batch=args.batch, workers=args.workers,
-                         repeats=args.repeats, **provenance(args.seed)))
+                         ratio_p80=round(ratio[2], 4), cpu_ms=round(cpu, 4), cpu_over_it=round(cpu_ratio[0], 4),
+                         cpu_ratio_p20=round(cpu_ratio[1], 4), cpu_ratio_p80=round(cpu_ratio[2], 4), size=size,
+                         batch=args.batch, workers=args.workers, repeats=args.repeats, **provenance(args.seed)))
     return rows
 
 

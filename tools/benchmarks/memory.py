@@ -5,7 +5,10 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from .timing import in_turn
 
 
 def resident_kib(name: str) -> int:
@@ -38,3 +41,14 @@ def added_peak(call: Callable, device: str) -> float:
     Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
     call()
     return (resident_kib('VmHWM') - before) / 1024
+
+
+def peaks_interleaved(functions: dict[str, Callable], repeats: int, device: str,
+                      before: Callable[[], object]) -> dict[str, np.ndarray]:
+    """`added_peak` of each function, (repeats,) MiB, in rounds like those of `timing.time_interleaved`."""
+    peaks = {name: [] for name in functions}
+    for round_number in range(repeats):
+        for name in in_turn(functions, round_number):
+            before()
+            peaks[name].append(added_peak(functions[name], device))
+    return {name: np.array(values) for name, values in peaks.items()}

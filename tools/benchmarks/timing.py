@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -72,15 +72,31 @@ def keep_pages() -> None:
         mallopt(m_mmap_max, 0)
 
 
+def cpu_seconds() -> float:
+    """Of this process and of the data workers that it has started, all threads (Linux)."""
+    ticks = 0
+    for child in Path(f'/proc/self/task/{os.getpid()}/children').read_text().split():
+        fields = Path(f'/proc/{child}/stat').read_text().rpartition(')')[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime and stime of proc(5)
+    return time.process_time() + ticks / os.sysconf('SC_CLK_TCK')
+
+
 def wait_for(device: str) -> None:
     """Until a device has done what it was given; a CPU has."""
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize(device)
 
 
+def in_turn(names: Iterable[str], round_number: int) -> list[str]:
+    """The order of a round: every other one goes backwards, so that none always comes after the same or first."""
+    return list(names)[::-1 if round_number % 2 else 1]
+
+
 def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[str, int] | None = None,
-                     device: str = 'cpu') -> dict[str, np.ndarray]:
+                     device: str = 'cpu', before: Callable[[], object] = lambda: None) -> dict[str, np.ndarray]:
     """Milliseconds of each call, (repeats,) per function; rounds go through all functions, after one warm-up.
+
+    `before` is called ahead of each, outside its time.
 
     A function that is over too soon to be timed by itself is called `calls[name]` times in a round. With `calls`, those
     that are short get more rounds of warm-up, since it takes a heap some to find its size, and are called before their
@@ -91,8 +107,8 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
     times, short, disturbed = {name: [] for name in functions}, set(), False
     first = -WARM_UP if calls else 0
     for round_number in range(first, repeats + 1):
-        for name, function in functions.items():
-            count = calls[name] if calls else 1
+        for name in in_turn(functions, round_number):
+            function, count = functions[name], calls[name] if calls else 1
             if first < round_number < 1 and name not in short:
                 continue
             if name in short:
@@ -101,6 +117,7 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
                 for _ in range(AHEAD):
                     function()
                 wait_for(device)
+            before()
             start = time.perf_counter()
             for _ in range(count):
                 function()

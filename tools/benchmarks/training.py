@@ -1,13 +1,16 @@
 """An iteration of training of each framework: plain against MoTo, TokenProp and both, by our configs as they stand.
 
 Forward, losses, backward and optimizer step of the model that the config describes, on a batch made up in memory; the
-variants take turns. In a batch of a detector the images differ in size, so that it is padded. Beside TokenProp's
-overhead stands the paper's, which is of ImageNet classifiers.
+variants take turns. In a batch of a detector the images differ in size, so that it is padded. A detector's heads work
+on what is proposed to them: so that it is as much in each variant and round, all get what the plain model proposed in
+its first iteration, and each iteration starts with the same random numbers. Beside TokenProp's overhead stands the
+paper's, which is of ImageNet classifiers.
 """
 
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +81,20 @@ def make_batch(scope: str, model_cfg: dict, size: list[int], batch: int):
     return [images, samples] if scope == 'mmengine' else dict(inputs=list(images), data_samples=samples)
 
 
-def make_step(framework: str, variant: str, args) -> Callable:
-    """One iteration, as mmengine's loop calls it."""
+def share_proposals(model: torch.nn.Module, proposals: list) -> None:
+    """The heads of this detector get what the first one proposed that ran; what it proposes itself is left aside."""
+    predict = model.rpn_head.predict_by_feat
+
+    def predict_and_exchange(*args, **kwargs) -> list:
+        own = predict(*args, **kwargs)
+        if not proposals:
+            proposals.extend(own)
+        return copy.deepcopy(proposals)
+    model.rpn_head.predict_by_feat = predict_and_exchange
+
+
+def make_step(framework: str, variant: str, args, proposals: list) -> Callable:
+    """One iteration, as mmengine's loop calls it; all variants share a list of `proposals`."""
     cfg = Config.fromfile(CONFIGS / FRAMEWORKS[framework].format(VARIANTS[variant]))
     cfg.model.backbone.init_cfg = None
     preprocessor = cfg.model.get('data_preprocessor')
@@ -90,10 +105,13 @@ def make_step(framework: str, variant: str, args) -> Callable:
     torch.manual_seed(args.seed)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(args.device).train()
+        model.init_weights()
         if args.amp:
             cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     attach(model)
+    if hasattr(model, 'rpn_head'):
+        share_proposals(model, proposals)
     data = make_batch(cfg.default_scope, cfg.model, args.size, args.batch)
 
     def step() -> None:
@@ -103,22 +121,27 @@ def make_step(framework: str, variant: str, args) -> Callable:
 
 def measure(framework: str, args) -> list[dict]:
     """One block of the report; rows for the CSV. Overheads are medians over rounds, of this / plain in the same."""
-    steps = {variant: make_step(framework, variant, args) for variant in ('plain', *args.variants)}
-    times = time_interleaved(steps, args.repeats, device=args.device)
-    print(f'\n{framework}\n  {"":10} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8}   over plain, 20 %, 80 %')
+    proposals = []
+    steps = {variant: make_step(framework, variant, args, proposals) for variant in ('plain', *args.variants)}
+    same_numbers = partial(torch.manual_seed, args.seed)
+    times = time_interleaved(steps, args.repeats, device=args.device, before=same_numbers)
+    peaks = memory.peaks_interleaved(steps, min(3, args.repeats), args.device, before=same_numbers)
+    print(f'\n{framework}\n  {"":10} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"20 %":>6} {"80 %":>6}   '
+          'over plain, 20 %, 80 %')
     is_classifier, rows = framework.startswith('classifier'), []
     size, batch = ([224, 224], 8 * args.batch) if is_classifier else (args.size, args.batch)
     where = {} if args.device == 'cpu' else dict(device=torch.cuda.get_device_name(args.device))
     for variant, values in times.items():
         median, low, high = spread(values)
         over = [100 * (ratio - 1) for ratio in spread(values / times['plain'])]
-        peak = memory.added_peak(steps[variant], args.device)
+        peak = spread(peaks[variant])
         note = f'   (paper, classifiers: {PAPER})' if variant == 'TokenProp' else ''
-        print(f'  {variant:10} {median:9.1f} {low:9.1f} {high:9.1f} {peak:8.0f}   {over[0]:8.1f} {over[1]:6.1f} '
-              f'{over[2]:6.1f} %{note}', flush=True)
+        print(f'  {variant:10} {median:9.1f} {low:9.1f} {high:9.1f} {peak[0]:8.0f} {peak[1]:6.0f} {peak[2]:6.0f}   '
+              f'{over[0]:8.1f} {over[1]:6.1f} {over[2]:6.1f} %{note}', flush=True)
         rows.append(dict(framework=framework, variant=variant, size='x'.join(map(str, size)), batch=batch,
                          amp=args.amp, ms_median=round(median, 2), ms_p20=round(low, 2), ms_p80=round(high, 2),
-                         peak_mib=round(peak, 1), over_plain_percent=round(over[0], 2), over_p20=round(over[1], 2),
+                         peak_mib=round(peak[0], 1), peak_p20=round(peak[1], 1), peak_p80=round(peak[2], 1),
+                         over_plain_percent=round(over[0], 2), over_p20=round(over[1], 2),
                          over_p80=round(over[2], 2), repeats=args.repeats, **{**provenance(args.seed), **where}))
     return rows
 
