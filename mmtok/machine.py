@@ -1,7 +1,9 @@
-"""The name of this machine's processor, which measured numbers are kept with."""
+"""The names of this machine's processors, which measured numbers are kept with."""
 
 import platform
 from pathlib import Path
+
+import torch
 
 
 def processor_name(cpuinfo: Path = Path('/proc/cpuinfo')) -> str:
@@ -11,3 +13,8 @@ def processor_name(cpuinfo: Path = Path('/proc/cpuinfo')) -> str:
             if line.startswith('model name'):
                 return line.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def training_device() -> str:
+    """The name of the GPU that mmengine trains on, or else of the processor."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()

@@ -115,6 +115,36 @@ def drawn_coco(tmp_path_factory) -> Path:
     return root
 
 
+def coco_object(number: int, image: int, x: int, y: int, width: int, height: int) -> dict:
+    polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
+    return dict(id=number, image_id=image, category_id=number % 5 + 1, bbox=[x, y, width, height], iscrowd=0,
+                area=width * height, segmentation=[polygon])
+
+
+@pytest.fixture
+def odd_coco(drawn_coco, tmp_path) -> Path:
+    """An image without objects, one with a box of 1 pixel's width, a grey one, and one of 1000x20 pixels."""
+    import numpy as np
+    from PIL import Image
+
+    import objects
+    rng, root = np.random.default_rng(0), tmp_path / 'odd'
+    for folder in ('train2017', 'annotations'):
+        (root / folder).mkdir(parents=True)
+    (root / 'val2017').symlink_to(drawn_coco / 'val2017')
+    (root / 'annotations' / 'instances_val2017.json').symlink_to(
+        drawn_coco / 'annotations' / 'instances_val2017.json')
+    shapes = [(96, 128, 3), (96, 128, 3), (96, 128), (20, 1000, 3)]
+    for number, shape in enumerate(shapes, 1):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / 'train2017' / f'{number}.jpg')
+    boxes = [coco_object(1, 2, 40, 20, 1, 50), coco_object(2, 3, 10, 10, 60, 40), coco_object(3, 4, 300, 2, 200, 15)]
+    images = [dict(id=i, file_name=f'{i}.jpg', height=shape[0], width=shape[1]) for i, shape in enumerate(shapes, 1)]
+    categories = [dict(id=i, name=name) for i, name in enumerate(objects.CLASSES, 1)]
+    (root / 'annotations' / 'instances_train2017.json').write_text(
+        json.dumps(dict(images=images, annotations=boxes, categories=categories)))
+    return root
+
+
 @pytest.fixture(scope='session')
 def drawn_ade(tmp_path_factory) -> Path:
     """A few drawn images in ADE20K's layout, for tests that must run anywhere."""

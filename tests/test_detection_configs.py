@@ -30,7 +30,7 @@ SCORES = (('41.2', '41.8', '41.5', '42.0'),
 PVT = 'https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b1.pth'
 SWIN = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth'
 # As the authors' detection code has them: drop path, learning rate of 16 images a step, weight decay, public weights
-RECIPE_OF_TRUNK = ((0.1, 1e-4, 1e-4, PVT), (0.1, 2e-4, 1e-4, PVT), (0.1, 1e-4, 0.05, SWIN), (0.0, 1e-4, 0.05, SWIN))
+OF_THE_AUTHORS = ((0.1, 1e-4, 1e-4, PVT), (0.1, 2e-4, 1e-4, PVT), (0.1, 1e-4, 0.05, SWIN), (0.0, 1e-4, 0.05, SWIN))
 
 # Shorter, smaller, and from random weights; the data root comes from COCO_ROOT.
 SHORT = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'model.backbone.init_cfg=None',
@@ -122,7 +122,7 @@ def test_leaf_is_a_short_delta_with_the_paper_s_score(number, leaf):
     assert f'[{scores}]({leaf.relative_to(ROOT)})' in (ROOT / 'README.md').read_text()
     cfg = Config.fromfile(leaf)
     assert cfg.train_dataloader.dataset.data_root == 'data/coco' and cfg.train_cfg.max_epochs == 12
-    drop_path, rate, decay, weights = RECIPE_OF_TRUNK[family]
+    drop_path, rate, decay, weights = OF_THE_AUTHORS[family]
     assert cfg.model.backbone.drop_path_rate == drop_path
     assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (rate, decay)
     plain = Config.fromfile(LEAVES[4 * family])
@@ -135,13 +135,13 @@ def test_leaf_is_a_short_delta_with_the_paper_s_score(number, leaf):
     if 'tokenprop' in leaf.stem:
         expected |= {'model.backbone.token_prop': {}, 'custom_hooks.0.type': 'mmtok.TokenPropHook'}
     ours, theirs = (dict(settings(each.to_dict())) for each in (cfg, plain))
-    assert {path: value for path, value in ours.items() if theirs.get(path) != value} == expected
+    assert {path: value for path, value in ours.items() if path not in theirs or theirs[path] != value} == expected
     assert not theirs.keys() - ours.keys()
 
 
 @pytest.mark.parametrize('leaf', [leaf for number, leaf in enumerate(LEAVES) if number % 4], ids=lambda path: path.stem)
 def test_leaf_starts_from_what_our_classifier_writes(leaf, tmp_path, monkeypatch, log):
-    """The trunk, the tokenizer and the decoder; where the file is not there, the sentence says what makes it."""
+    """With the trunk, the tokenizer and the decoder; where the file is not there, the sentence says what makes it."""
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(leaf).model.backbone
     name = re.fullmatch(r'work_dirs/(.*)/epoch_300.pth', cfg.init_cfg.checkpoint)[1]
@@ -161,7 +161,7 @@ def test_leaf_starts_from_what_our_classifier_writes(leaf, tmp_path, monkeypatch
     assert loaded == wanted and int(wanted) > 100 and held == tokenizer and int(tokenizer) >= 2
     theirs = classifier.state_dict()
     for key, value in backbone.state_dict().items():
-        if not key.startswith(('token_prop.', 'norms.')):  # new beside the trunk; a classifier has the last norm alone
+        if not key.startswith('norms.'):  # of which a classifier has the last alone
             assert torch.equal(value, theirs[f'backbone.{key}']), key
 
 
@@ -175,6 +175,8 @@ def test_bf16_autocast_of_a_whole_detector(plain_attention):
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg).train()
     attach(model)
+    kinds = set()
+    model.bbox_head.register_forward_hook(lambda *args: kinds.update(level.dtype for level in args[-1][0]))
     data = demo_mm_inputs(2, [(3, 96, 128), (3, 96, 96)], [3, 3], 80)
     batch, losses = model.data_preprocessor(data, training=True), {}
     for enabled in (False, True):
@@ -183,7 +185,8 @@ def test_bf16_autocast_of_a_whole_detector(plain_attention):
             total, losses[enabled] = model.parse_losses(model(**batch, mode='loss'))
     total.backward()
     assert all(value.isfinite() for value in losses[True].values())
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert kinds == {torch.float32, torch.bfloat16}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     assert losses[True]['loss_tokenprop'].dtype == torch.float32
     for name in ('loss_tokenprop', 'loss_cls', 'loss_bbox'):
         assert losses[True][name].item() == pytest.approx(losses[False][name].item(), rel=0.05), name

@@ -210,11 +210,13 @@ def test_measured_images_per_second_come_from_the_file():
         with (ROOT / 'docs' / 'benchmarks' / f'{name}.csv').open() as file:
             rows += csv.DictReader(file)
     assert {row['device'] for row in rows} == {'AMD EPYC'}  # as the text says
-    table = re.findall(r'^\| (.+), (\d+) px \| (\d+) \| (.+) (\d+) \| (\S+) \((\S+) to (\S+)\) \|', README, re.M)
+    table = re.findall(r'^\| (.+), (\d+) px \| (\d+) \| (.+) (\d+) ' + 2 * r'\| (\S+) \((\S+) to (\S+)\) ' + r'\|$',
+                       README, re.M)
     assert table == [
         (peer['what'], peer['size'], f"{float(ours['images_per_second']):.0f}", peer['method'],
          f"{float(peer['images_per_second']):.0f}",
-         *(f'{float(peer[key]):.3f}' for key in ('mmtok_over_it', 'ratio_p20', 'ratio_p80')))
+         *(f'{float(peer[key]):.3f}' for key in ('mmtok_over_it', 'ratio_p20', 'ratio_p80', 'cpu_over_it',
+                                                 'cpu_ratio_p20', 'cpu_ratio_p80')))
         for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
 
 

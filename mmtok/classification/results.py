@@ -9,7 +9,6 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
@@ -20,7 +19,7 @@ from ..engine.preflight import classes_of
 from ..engine.resuming import validation_was_due
 from ..engine.settings import training_settings
 from ..errors import ConfigError
-from ..machine import processor_name
+from ..machine import training_device
 from ..registry import HOOKS
 from .checks import check_same_classes
 from .fingerprint import fingerprint
@@ -153,12 +152,11 @@ class ResultsHook(Hook):
     def collect(self, runner: Runner) -> dict:
         """What the file holds."""
         speed = get_world_size() / statistics.median(self.seconds) if self.seconds else None
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
         self.data = self.data or fingerprint(runner.train_loop.dataloader.dataset)
         return dict(
             config=runner.experiment_name.rsplit('_', 2)[0], config_hash=config_hash(runner.cfg), data=self.data,
-            training=self.training, seed=runner.seed, epochs=runner.max_epochs, versions=versions(), device=device,
-            processes=get_world_size(),
+            training=self.training, seed=runner.seed, epochs=runner.max_epochs, versions=versions(),
+            device=training_device(), processes=get_world_size(),
             parameters=sum(p.numel() for name, p in runner.model.named_parameters() if 'token_prop' not in name),
             images_per_second=speed and round(speed, 1), metrics=self.curve[-1], curve=self.curve)
 

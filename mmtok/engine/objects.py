@@ -1,16 +1,13 @@
-"""Objects of annotation files in COCO's format whose box, area or mask mmdet cannot read, or reads as nonsense."""
+"""Objects of annotation files in COCO's format whose box, area or mask mmdet cannot read."""
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import load
 
-from ..errors import ConfigError
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+from ..errors import ConfigError, is_number
 
 
 def short(value: object, length: int = 60) -> str:
@@ -19,75 +16,96 @@ def short(value: object, length: int = 60) -> str:
     return text if len(text) <= length else f'{text[:length]}...'
 
 
-def fault_of_mask(mask: object, size: tuple[int | None, int | None]) -> str:
-    """What is wrong with a segmentation of an image of this (height, width); '' for none, and for what mmdet ignores.
-
-    Of a compressed run-length code only the size is looked at.
-    """
-    if isinstance(mask, list):
-        flat = next((part for part in mask if not isinstance(part, list)), None)
-        if flat is not None:
+def fault_of_polygons(mask: list) -> str:
+    """What is wrong with a list of polygons; '' for nothing, and for those that mmdet leaves out."""
+    for polygon in mask:
+        if not hasattr(polygon, '__len__'):
             return f'a segmentation of {short(mask)}, and not a list of polygons, [[x, y, x, y, x, y, ...], ...]'
-        wrong = next((value for polygon in mask for value in polygon if not is_number(value)), None)
-        return '' if wrong is None else f'a polygon with {short(wrong)} in it, which is no number'
-    if not isinstance(mask, dict):
-        return f'a segmentation of {short(mask)}, which is neither a list of polygons nor a run-length code'
+        if len(polygon) % 2 or len(polygon) < 6:
+            continue
+        wrong = next((value for value in polygon if not isinstance(value, (int, float))), None)
+        if wrong is not None or None in polygon:
+            return f'a polygon with {short(wrong)} in it, which is no number'
+    return ''
+
+
+def fault_of_runs(mask: dict, size: tuple[int, int]) -> str:
+    """What is wrong with a run-length code of an image of this (height, width); '' for nothing, and where it is none.
+
+    Of a compressed one only the size is looked at.
+    """
     said, counts = mask.get('size'), mask.get('counts')
-    if said is None or counts is None:
+    if said is None or not isinstance(counts, (list, str)):
         return ''
-    if None not in size and list(said) != list(size):
+    if not isinstance(said, list) or said != list(size):
         return f'a run-length code for {short(said)} (height and width), while the image has {short(size)}'
-    if isinstance(counts, list) and sum(counts) != math.prod(said):
+    if isinstance(counts, list) and not all(map(is_number, counts)):
+        return f'a run-length code of {short(counts)}, which are no numbers'
+    if isinstance(counts, list) and sum(counts) != math.prod(size):
         return f'a run-length code of {sum(counts)} pixels in all, while its size is {short(said)}'
     return ''
 
 
-def fault_of_box(found: dict) -> str:
-    """What is wrong with the box or the area of an object; '' for nothing, and for what is not there."""
-    box = found.get('bbox', [0, 0, 0, 0])
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(is_number(value) for value in box):
-        return f'a bbox of {short(box)}, and not four numbers (x, y, width, height)'
-    if not is_number(found.get('area', 0)):
-        return f'an area of {short(found["area"])}, which is no number'
-    return ''
+def fault_of_mask(mask: object, size: tuple[int, int], poly2mask: bool) -> str:
+    """What is wrong with a segmentation of an image of this (height, width); '' where mmdet's LoadAnnotations takes it.
 
-
-def loads_masks(dataset: BaseDataset) -> bool:
-    """Whether a data set's pipeline reads segmentations."""
-    return any(getattr(transform, 'with_mask', False) for transform in getattr(dataset.pipeline, 'transforms', ()))
-
-
-def check_objects(annotations: dict, file: str, masks: bool) -> None:
-    """Every object of a file, with its segmentation if `masks`; mmdet passes over those that it is to ignore.
-
-    Raises:
-        ConfigError: Names the first that cannot be read, and says how many there are.
+    Without `poly2mask` that leaves out all but polygons.
     """
-    sizes = {image['id']: (image.get('height'), image.get('width')) for image in annotations.get('images', ())}
-    objects = [one for one in annotations.get('annotations', ())
-               if 'segments_info' not in one and not one.get('ignore')]
-    faults = []
-    for one in objects:
-        fault = fault_of_box(one)
-        if masks and not fault and one.get('segmentation'):
-            fault = fault_of_mask(one['segmentation'], sizes.get(one.get('image_id'), (None, None)))
-        if fault:
-            faults.append((one, fault))
-    if faults:
-        one, fault = faults[0]
-        others = f', and {len(faults) - 1} more of {len(objects)} cannot be read either' if len(faults) > 1 else ''
-        raise ConfigError(f'{file}: the annotation with id {one.get("id")!r} has {fault}{others}: mend the file')
+    if isinstance(mask, list):
+        return fault_of_polygons(mask)
+    if not poly2mask:
+        return ''
+    if isinstance(mask, dict):
+        return fault_of_runs(mask, size)
+    return f'a segmentation of {short(mask)}, which is neither a list of polygons nor a run-length code'
 
 
-def check_boxes_of(file: str) -> None:
-    """`check_objects` of a file that mmdet could not make sense of; silent where it has no such fault.
+def fault_of_sample(sample: dict, transform: object) -> str:
+    """What is wrong with the first bad mask of a sample of mmdet's, if this step loads masks; else ''."""
+    size = sample.get('height'), sample.get('width')
+    if not getattr(transform, 'with_mask', False) or None in size:
+        return ''
+    poly2mask = getattr(transform, 'poly2mask', True)
+    return next((fault for one in sample.get('instances', ())
+                 if 'mask' in one and (fault := fault_of_mask(one['mask'], size, poly2mask))), '')
+
+
+def check_masks(dataset: BaseDataset) -> None:
+    """All masks of a data set of mmdet's, so of the objects that it kept, that its pipeline loads.
 
     Raises:
-        ConfigError: As it says.
+        ConfigError: Names the image of the first that cannot be read.
+    """
+    for transform in getattr(dataset.pipeline, 'transforms', ()):
+        if not getattr(transform, 'with_mask', False):
+            continue
+        for index in range(len(dataset)):
+            sample = dataset.get_data_info(index)
+            if fault := fault_of_sample(sample, transform):
+                raise ConfigError(f'{sample["img_path"]} has an object with {fault}: mend {dataset.ann_file}')
+
+
+@contextlib.contextmanager
+def explained_objects() -> Iterator[None]:
+    """One sentence where mmdet fails on the box or the area of an object.
+
+    Raises:
+        ConfigError: Names the object.
     """
     try:
-        found = load(file)
-    except (OSError, TypeError, ValueError):  # not there, no JSON; another sentence says so
-        return
-    if isinstance(found, dict):
-        check_objects(found, file, masks=False)
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        frame = error.__traceback__
+        while frame and frame.tb_frame.f_code.co_name != 'parse_data_info':
+            frame = frame.tb_next
+        values = frame.tb_frame.f_locals if frame else {}
+        found, dataset = values.get('ann'), values.get('self')
+        if not isinstance(found, dict) or 'bbox' not in found:
+            raise
+        size = {key: values.get('img_info', {}).get(key) for key in ('width', 'height')}
+        raise ConfigError(
+            f'{getattr(dataset, "ann_file", "the annotation file")}: the annotation with id {found.get("id")!r} has '
+            f'bbox={short(found["bbox"])} and area={short(found.get("area"))}, on an image of {short(size)}: bbox must '
+            'be four numbers (x, y, width, height), the others one each; mend the file') from error

@@ -24,7 +24,7 @@ from ..errors import ConfigError, StorageError
 from ..registry import RUNNERS
 from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
-from .annotations import check_categories
+from .annotations import check_annotation_files
 from .building import ExplainedRunner, explained_arguments
 from .preflight import (
     check_amp,
@@ -122,7 +122,7 @@ class Runner(ExplainedRunner):
             if hasattr(loader.dataset, 'follow'):  # a stream, which counts its own steps
                 loader.dataset.follow(loader.batch_size, loader.num_workers, seed or 0)
             check_samples(loader.dataset, skip_undecodable)
-            check_categories(loader.dataset)
+            check_annotation_files(loader.dataset)
         return loader
 
     def build_train_loop(self, loop):

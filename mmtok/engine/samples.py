@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
-from .objects import check_boxes_of, fault_of_mask
+from .objects import explained_objects, fault_of_sample
 from .preflight import dicts_with
 
 # What OpenCV, Pillow and mmcv raise about the bytes of a file
@@ -79,7 +79,7 @@ class CheckedPipeline(Compose):
     Raises:
         DataError: For a file that is missing, or that cannot be decoded (see `SkippedFiles`); for a semantic map of
             mmseg's data sets of another size than its image, or with a label that the data set does not have; for an
-            image of another size than its annotations in COCO's format say.
+            image of another size than its annotations in COCO's format say, or with a mask that cannot be read.
     """
 
     def __init__(self, dataset: BaseDataset, skip_undecodable: bool) -> None:
@@ -107,8 +107,8 @@ class CheckedPipeline(Compose):
                     raise DataError(f'{image} has an object without a segmentation, but this pipeline loads masks: '
                                     'add it to the annotations, take the object out, or train a detector without '
                                     'masks') from error
-                if name.startswith('Load') and self.is_coco:
-                    self.check_masks(sample, image, error)
+                if self.is_coco and (fault := fault_of_sample(sample, transform)):
+                    raise DataError(f'{image} has an object with {fault}: mend the annotations') from error
                 print_log(f'{name} failed on {file}', logger='current', level=logging.ERROR)
                 raise
             if sample is None:
@@ -128,15 +128,6 @@ class CheckedPipeline(Compose):
                 f'{image} is {found[1]}x{found[0]} pixels, but its annotations are for {said[1]}x{said[0]} (width and '
                 'height in ann_file): they must be of one size; a photo that an EXIF tag turns is loaded turned, so '
                 'write it anew without the tag')
-
-    @staticmethod
-    def check_masks(sample: dict, image: str, error: Exception) -> None:
-        """Says which object's mask made a loading step fail; silent where none can have."""
-        size = sample.get('height'), sample.get('width')
-        masks = [one['mask'] for one in sample.get('instances', ()) if 'mask' in one]
-        fault = next((fault for mask in masks if (fault := fault_of_mask(mask, size))), '')
-        if fault:
-            raise DataError(f'{image} has an object with {fault}: mend the annotations') from error
 
     def check_map(self, labels: np.ndarray, file: str, image_shape: tuple | None, image: str, reduced: bool) -> None:
         """`labels`: as loaded, (H,W), 1 less than in the file if `reduced`; `image_shape`: the image's (H,W)."""
@@ -195,11 +186,11 @@ def explained_data(cfg: object, name: str = '') -> Iterator[None]:
         if isinstance(classes, str) and '://' not in classes and not os.path.isfile(classes):
             raise ConfigError(f'{one.get("type")}: metainfo.classes={classes!r} is a string, of which each letter '
                               f'would be a class: write ({classes!r},) for one class')
-    paths = [os.path.join(one.get('data_root') or '', one['ann_file'])
-             for _, one in dicts_with(cfg, 'ann_file', kind) if one['ann_file']]
-    files = ' or '.join(dict.fromkeys(map(repr, paths)))
+    files = ' or '.join(dict.fromkeys(repr(os.path.join(one.get('data_root') or '', one['ann_file']))
+                                      for _, one in dicts_with(cfg, 'ann_file', kind) if one['ann_file']))
     try:
-        yield
+        with explained_objects():
+            yield
     except FileNotFoundError as error:
         raise ConfigError(f'{kind}: {error.filename or error} is not there; name the right folder or file in '
                           'data_root, data_prefix or ann_file') from error
@@ -208,10 +199,8 @@ def explained_data(cfg: object, name: str = '') -> Iterator[None]:
             raise
         raise ConfigError(f'{kind}: {files} (ann_file) is no JSON, or cut short ({error}): name the right '
                           'file') from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         if 'need at least one array to concatenate' not in str(error):  # numpy's, from serializing an empty list
-            for path in paths:
-                check_boxes_of(path)
             raise
         inner = next((one for _, one in dicts_with(cfg, 'ann_file', kind)), cfg)
         raise ConfigError(nothing_found(inner, inner.get('type', kind))) from error

@@ -29,7 +29,7 @@ from mmtok.backbones import DeiT
 from mmtok.engine.runner import Runner
 
 from . import timing
-from .timing import in_turn, provenance, spread, write_csv
+from .timing import order_of_round, provenance, spread, write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'demo'))
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'cifar10' / 'deit-nano_1xb64-32e_cifar10.py'
@@ -104,11 +104,11 @@ def epoch_of(loader) -> Callable[[], Speed]:
     return read
 
 
-def in_turns(sides: dict[str, Callable[[], Speed]], repeats: int) -> dict[str, list[Speed]]:
+def speeds_in_turns(sides: dict[str, Callable[[], Speed]], repeats: int) -> dict[str, list[Speed]]:
     """The speed in each round, the order of the sides changing; after one warm-up."""
     found = {name: [] for name in sides}
     for number in range(repeats + 1):
-        for name in in_turn(sides, number):
+        for name in order_of_round(sides, number):
             value = sides[name]()
             if number:
                 found[name].append(value)
@@ -225,7 +225,7 @@ def run(args) -> None:
         for size, augmentation in itertools.product(args.loader_sizes, AUGMENTATIONS):
             sides = {'mmtok': epoch_of(our_loader(args, size, augmentation)),
                      'timm': epoch_of(timm_loader(args, size, augmentation, normalise=False))}
-            rows += report(f'loader, {augmentation}', size, in_turns(sides, args.repeats), args)
+            rows += report(f'loader, {augmentation}', size, speeds_in_turns(sides, args.repeats), args)
         for size in args.train_sizes:
             torch.manual_seed(args.seed)
             ours, others = our_training(args, size, f'{folder}/work{size}', plain_training(args, size))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .timing import in_turn
+from .timing import order_of_round
 
 
 def resident_kib(name: str) -> int:
@@ -48,7 +48,7 @@ def peaks_interleaved(functions: dict[str, Callable], repeats: int, device: str,
     """`added_peak` of each function, (repeats,) MiB, in rounds like those of `timing.time_interleaved`."""
     peaks = {name: [] for name in functions}
     for round_number in range(repeats):
-        for name in in_turn(functions, round_number):
+        for name in order_of_round(functions, round_number):
             before()
             peaks[name].append(added_peak(functions[name], device))
     return {name: np.array(values) for name, values in peaks.items()}

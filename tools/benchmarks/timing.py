@@ -1,6 +1,7 @@
 """Interleaved timing, spread, provenance and CSV files, shared by all benchmarks."""
 
 import argparse
+import contextlib
 import csv
 import ctypes
 import os
@@ -73,12 +74,14 @@ def keep_pages() -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of the data workers that it has started, all threads (Linux)."""
-    ticks = 0
-    for child in Path(f'/proc/self/task/{os.getpid()}/children').read_text().split():
-        fields = Path(f'/proc/{child}/stat').read_text().rpartition(')')[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime and stime of proc(5)
-    return time.process_time() + ticks / os.sysconf('SC_CLK_TCK')
+    """Of this process and of the data workers that it has started, all threads; of living ones on Linux alone."""
+    ended, ticks = os.times(), 0
+    children = Path(f'/proc/self/task/{os.getpid()}/children')
+    for child in children.read_text().split() if children.exists() else ():
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            fields = Path(f'/proc/{child}/stat').read_text().rpartition(')')[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime of proc(5)
+    return time.process_time() + ended.children_user + ended.children_system + ticks / os.sysconf('SC_CLK_TCK')
 
 
 def wait_for(device: str) -> None:
@@ -87,7 +90,7 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_turn(names: Iterable[str], round_number: int) -> list[str]:
+def order_of_round(names: Iterable[str], round_number: int) -> list[str]:
     """The order of a round: every other one goes backwards, so that none always comes after the same or first."""
     return list(names)[::-1 if round_number % 2 else 1]
 
@@ -96,7 +99,7 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
                      device: str = 'cpu', before: Callable[[], object] = lambda: None) -> dict[str, np.ndarray]:
     """Milliseconds of each call, (repeats,) per function; rounds go through all functions, after one warm-up.
 
-    `before` is called ahead of each, outside its time.
+    `before` is called ahead of each clock.
 
     A function that is over too soon to be timed by itself is called `calls[name]` times in a round. With `calls`, those
     that are short get more rounds of warm-up, since it takes a heap some to find its size, and are called before their
@@ -107,7 +110,7 @@ def time_interleaved(functions: dict[str, Callable], repeats: int, calls: dict[s
     times, short, disturbed = {name: [] for name in functions}, set(), False
     first = -WARM_UP if calls else 0
     for round_number in range(first, repeats + 1):
-        for name in in_turn(functions, round_number):
+        for name in order_of_round(functions, round_number):
             function, count = functions[name], calls[name] if calls else 1
             if first < round_number < 1 and name not in short:
                 continue

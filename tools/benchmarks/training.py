@@ -3,8 +3,9 @@
 Forward, losses, backward and optimizer step of the model that the config describes, on a batch made up in memory; the
 variants take turns. In a batch of a detector the images differ in size, so that it is padded. A detector's heads work
 on what is proposed to them: so that it is as much in each variant and round, all get what the plain model proposed in
-its first iteration, and each iteration starts with the same random numbers. Beside TokenProp's overhead stands the
-paper's, which is of ImageNet classifiers.
+its first iteration, and each iteration starts with the same random numbers. (Cascade's later stages get what a model's
+own heads make of it, which differs by a few regions.) Beside TokenProp's overhead stands the paper's, which is of
+ImageNet classifiers.
 """
 
 import copy

@@ -8,12 +8,11 @@ import time
 import warnings
 
 import mmdet
-import torch
 from mmengine.config import Config
 
 from detections import draw_detections
 from objects import draw_coco_folder
-from running import ROOT, UpstreamDemo, short
+from running import ROOT, UpstreamDemo, measured_on, short
 
 CONFIG = ROOT / 'configs/demo/mask-rcnn_swin-nano_moto-tokenprop_1xb4-8e_drawn-coco.py'
 REAL = 'configs/mask_rcnn/mask-rcnn_swin-t_moto-tokenprop_fpn_ms-crop-1x_coco.py'
@@ -36,8 +35,7 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # and says what it loads
         pictures = draw_detections(CONFIG, checkpoint, data, out)
     results = dict(box_AP=scores['coco/bbox_mAP'], mask_AP=scores['coco/segm_mAP'], seconds=round(time.time() - start),
-                   torch=torch.__version__, mmdet=mmdet.__version__, seed=cfg.randomness.seed,
-                   epochs=cfg.train_cfg.max_epochs)
+                   mmdet=mmdet.__version__, seed=cfg.randomness.seed, epochs=cfg.train_cfg.max_epochs, **measured_on())
     (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
     print(f'\nDone in {results["seconds"] / 60:.1f} minutes. On 60 images that were not trained on: box AP '
           f'{results["box_AP"]:.3f}, mask AP {results["mask_AP"]:.3f}\n'

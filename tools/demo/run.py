@@ -9,13 +9,12 @@ import warnings
 
 import mmseg
 import numpy as np
-import torch
 from mmengine.config import Config
 from PIL import Image
 
 from baselines import majority_miou, rgb_miou
 from pictures import draw_overview
-from running import ROOT, UpstreamDemo, short
+from running import ROOT, UpstreamDemo, measured_on, short
 from scenes import draw_ade_folder
 
 CONFIG = ROOT / 'configs/demo/upernet_deit-nano_moto-tokenprop_1xb8-1.2k_drawn-128x128.py'
@@ -48,9 +47,9 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # and says what it loads
         pictures = draw_overview(CONFIG, checkpoint, data, out)
 
-    results = dict(mIoU=scores, seconds=round(time.time() - start), torch=torch.__version__, numpy=np.__version__,
-                   mmseg=mmseg.__version__, seed=cfg.randomness.seed, iterations=cfg.train_cfg.max_iters,
-                   image=Image.open(next((data / 'images' / 'validation').iterdir())).size)
+    results = dict(mIoU=scores, seconds=round(time.time() - start), numpy=np.__version__, mmseg=mmseg.__version__,
+                   seed=cfg.randomness.seed, iterations=cfg.train_cfg.max_iters,
+                   image=Image.open(next((data / 'images' / 'validation').iterdir())).size, **measured_on())
     (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
     print(f'\nDone in {results["seconds"] / 60:.1f} minutes. mIoU on 60 images that were not trained on:')
     for name, score in scores.items():

@@ -6,8 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
+
+import torch
+
+from mmtok.machine import training_device
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +63,12 @@ class UpstreamDemo:
         self.run('test', checkpoint, '--work-dir', self.out / 'test', *arguments, lines=lines, show=show)
         newest = max((self.out / 'test').glob('*/*.json'), key=lambda path: path.stat().st_mtime)
         return json.loads(newest.read_text().splitlines()[-1])
+
+
+def measured_on() -> dict[str, str | int]:
+    """What the results of a demo need to be compared with others'."""
+    return dict(device=training_device(), threads=torch.get_num_threads(), torch=torch.__version__,
+                date=time.strftime('%Y-%m-%d'))
 
 
 def short(path) -> Path:
