@@ -116,6 +116,24 @@ def test_an_image_too_small_to_evaluate_is_named_with_what_to_do(train, data, tm
     goes_on(train(remedy), tmp_path)
 
 
+def test_an_image_too_small_for_test_time_augmentation_is_named(train, fork_tool, data, tmp_path):
+    goes_on(train(), tmp_path)
+    add(data, Image.fromarray(noise(3, 2000)), 'validation')
+    config = with_step(tmp_path, "dict(type='RandomFlip', prob=0.0)")
+    config.write_text(config.read_text() + """
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=[
+    [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)], [dict(type='LoadAnnotations', reduce_zero_label=True)],
+    [dict(type='PackSegInputs')]])]
+""")
+    arguments = [config, tmp_path / 'work' / 'iter_4.pth', '--tta', '--work-dir', tmp_path / 'test', '--cfg-options',
+                 f'test_dataloader.dataset.data_root={data}']
+    sentence = last_sentence(fork_tool('test', *arguments, cwd=tmp_path))
+    assert sentence.startswith(f'mmtok: {image_file(data, "validation")} is 2000x3 pixels after the pipeline, but ')
+    run = fork_tool('test', *arguments, sentence.split('--cfg-options ')[1], cwd=tmp_path)
+    assert run.returncode == 0 and 'mIoU' in run.stdout, run.stdout[-3000:]
+
+
 @pytest.mark.parametrize('spoil', [
     'empty image', 'image without pixels', 'truncated image', 'truncated mask', 'web page as mask'])
 def test_what_cannot_be_decoded_is_skipped_with_one_warning(spoil, train, data, tmp_path):

@@ -2,7 +2,7 @@
 
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import TestLoop as MMEngineTestLoop
 from mmengine.runner import ValLoop as MMEngineValLoop
@@ -12,7 +12,7 @@ from ..checkpoint.reading import check_readable
 from ..errors import ConfigError
 from ..registry import LOOPS
 from .annotations import check_annotations
-from .preflight import check_loaders, check_small_images, check_tta, describe_misfit, tensors_of, tested
+from .preflight import check_loaders, check_small_images, check_tta, describe_misfit, tensors_of, tested, unwrapped
 from .runner import Runner
 
 
@@ -81,10 +81,7 @@ class TestedCheckpoint(Hook):
     exact = False  # whether it may hold nothing else
 
     def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict) -> None:
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
-        wanted, found = tested(model.state_dict()), tested(tensors_of(checkpoint))
+        wanted, found = tested(unwrapped(runner.model).state_dict()), tested(tensors_of(checkpoint))
         if not self.exact:
             found = {name: tensor for name, tensor in found.items() if name in wanted}
         if misfit := describe_misfit(wanted, found):

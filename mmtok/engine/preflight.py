@@ -4,9 +4,11 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader, IterableDataset
@@ -173,19 +175,30 @@ def check_padding(backbone: TokenBackbone, preprocessor: nn.Module | None, cfg: 
                     'set model.backbone.mask_padding=False to count padding as image')
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Without what wraps it for several processes or for test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
 def check_small_images(batch: dict, model: nn.Module, cfg: dict) -> None:
     """No image of a batch to evaluate is so small that the neck shrinks its token map to nothing.
 
     Raises:
         DataError: Names the image. Training crops are padded to one size, evaluated images are not.
     """
-    neck = (cfg.get('model') or {}).get('neck')
+    model_cfg, images, samples = cfg.get('model') or {}, batch['inputs'], batch['data_samples']
+    if isinstance(model, BaseTTAModel):  # (augmentations, B) each
+        model_cfg = model_cfg.get('module') or {}
+        images, samples = chain(*images), chain(*samples)
+    model, neck = unwrapped(model), model_cfg.get('neck')
     padded = getattr(getattr(model, 'data_preprocessor', None), 'test_cfg', None)
     if padded or not isinstance(neck, dict) or not neck.get('scales'):
         return
     tokens = math.ceil(1 / min(neck['scales']))
     for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
-        for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+        for image, sample in zip(images, samples, strict=True):
             height, width = image.shape[-2:]
             if math.ceil(min(height, width) / backbone.patch_size) < tokens:
                 scale = min(neck['scales'])
