@@ -188,16 +188,16 @@ def check_small_images(batch: dict, model: nn.Module, cfg: dict) -> None:
     Raises:
         DataError: Names the image. Training crops are padded to one size, evaluated images are not.
     """
-    model_cfg, images, samples = cfg.get('model') or {}, batch['inputs'], batch['data_samples']
-    if isinstance(model, BaseTTAModel):  # (augmentations, B) each
-        model_cfg = model_cfg.get('module') or {}
-        images, samples = chain(*images), chain(*samples)
-    model, neck = unwrapped(model), model_cfg.get('neck')
+    augmented, model_cfg = isinstance(model, BaseTTAModel), cfg.get('model') or {}
+    model, neck = unwrapped(model), (model_cfg.get('module') or {} if augmented else model_cfg).get('neck')
     padded = getattr(getattr(model, 'data_preprocessor', None), 'test_cfg', None)
     if padded or not isinstance(neck, dict) or not neck.get('scales'):
         return
     tokens = math.ceil(1 / min(neck['scales']))
     for backbone in (module for module in model.modules() if isinstance(module, TokenBackbone)):
+        images, samples = batch['inputs'], batch['data_samples']
+        if augmented:  # a batch of each augmentation
+            images, samples = chain(*images), chain(*samples)
         for image, sample in zip(images, samples, strict=True):
             height, width = image.shape[-2:]
             if math.ceil(min(height, width) / backbone.patch_size) < tokens:
