@@ -75,7 +75,7 @@ def test_backbones_command(tmp_path):
     assert [row['method'] for row in rows] == 2 * ['mmtok', 'mmtok + MoTo', 'timm', 'mmseg']
 
 
-@pytest.mark.parametrize('framework', ['upernet-deit-s', 'retinanet-pvtv2-b1'])
+@pytest.mark.parametrize('framework', [pytest.param('upernet-deit-s', marks=pytest.mark.slow), 'retinanet-pvtv2-b1'])
 def test_training_command(framework, tmp_path):
     output, rows = run_benchmark(tmp_path, 'training', '--framework', framework, '--size', '64', '96', '--batch', '2',
                                  '--repeats', '1', '--variants', 'TokenProp')
@@ -84,6 +84,7 @@ def test_training_command(framework, tmp_path):
     assert float(rows[0]['over_plain_percent']) == 0 and output.count('(paper, classifiers: 3.5 to 6.7 %)') == 1
 
 
+@pytest.mark.slow
 def test_heads_of_all_variants_have_the_same_work():
     """Else the variants' times would be those of what they happen to propose."""
     args, proposals, given = Namespace(size=[64, 96], batch=2, seed=0, device='cpu', amp=False), [], []

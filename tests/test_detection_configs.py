@@ -71,7 +71,12 @@ def check_training(work_dir, leaf) -> None:
         assert step['loss'] == pytest.approx(sum(v for k, v in step.items() if 'loss_' in k), rel=1e-4)
 
 
-@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if 'moto-tokenprop' in leaf.stem], ids=lambda path: path.stem)
+def slow_if(condition: bool, leaf):
+    return pytest.param(leaf, marks=pytest.mark.slow) if condition else leaf
+
+
+@pytest.mark.parametrize('leaf', [slow_if(leaf == CASCADE, leaf) for leaf in LEAVES if 'moto-tokenprop' in leaf.stem],
+                         ids=lambda path: path.stem)
 def test_leaf_trains_and_tests_on_drawn_objects(leaf, drawn_coco, fork_tool, tmp_path):
     options = [*small(leaf), *DRAWN[re.match('[a-z]+', leaf.stem)[0]]]
     env = {'COCO_ROOT': str(drawn_coco)}
@@ -139,7 +144,8 @@ def test_leaf_is_a_short_delta_with_the_paper_s_score(number, leaf):
     assert not theirs.keys() - ours.keys()
 
 
-@pytest.mark.parametrize('leaf', [leaf for number, leaf in enumerate(LEAVES) if number % 4], ids=lambda path: path.stem)
+@pytest.mark.parametrize('leaf', [slow_if(number % 4 < 3, leaf) for number, leaf in enumerate(LEAVES) if number % 4],
+                         ids=lambda path: path.stem)
 def test_leaf_starts_from_what_our_classifier_writes(leaf, tmp_path, monkeypatch, log):
     """With the trunk, the tokenizer and the decoder; where the file is not there, the sentence says what makes it."""
     monkeypatch.chdir(tmp_path)
