@@ -179,4 +179,5 @@ def test_flops_are_counted_by_mmdet(leaf, drawn_coco, run_tool, tmp_path):
         return flops_of(run_tool(
             'mmdet/analysis_tools/get_flops', leaf, '--num-images', 1, '--cfg-options', *small(leaf),
             *DRAWN[re.match('[a-z]+', leaf.stem)[0]], cwd=tmp_path, env={**env, 'COCO_ROOT': str(drawn_coco)}))
-    assert count(COUNTED) > count({}) > 1
+    whole, fused = count(COUNTED), count({})
+    assert whole >= fused > 1 and (whole > fused) == ('pvt' in leaf.stem)  # timm fuses Swin's if asked to
