@@ -23,9 +23,9 @@ def fault_of_polygons(mask: list) -> str:
             return f'a segmentation of {short(mask)}, and not a list of polygons, [[x, y, x, y, x, y, ...], ...]'
         if len(polygon) % 2 or len(polygon) < 6:
             continue
-        wrong = next((value for value in polygon if not isinstance(value, (int, float))), None)
-        if wrong is not None or None in polygon:
-            return f'a polygon with {short(wrong)} in it, which is no number'
+        for value in polygon:
+            if not isinstance(value, (int, float)):
+                return f'a polygon with {short(value)} in it, which is no number'
     return ''
 
 
