@@ -109,17 +109,19 @@ def test_what_cannot_be_trained(arguments, sentence):
 
 
 def test_classifier_command(draw_folder, tmp_path):
-    options = ['--data', draw_folder(train=16, val=1, side=32), '--train-sizes', '32', '--loader-sizes', '32',
-               '--repeats', '2']
+    options = ['--data', draw_folder(train=8, val=1, side=32), '--train-sizes', '32', '48', '--loader-sizes',
+               '32', '--repeats', '1', '--processes', '2']
     command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'classifier', *options, '--out', tmp_path / 'out.csv']
     run = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
     with (tmp_path / 'out.csv').open() as file:
-        rows = {(row['what'], row['method']): row for row in csv.DictReader(file)}
-    loaders = [(f'loader, {name}', side) for name in ('flip and crop', 'RandAugment') for side in ('mmtok', 'timm')]
-    assert list(rows) == [*loaders, ('training', 'mmtok'), ('training', 'plain loop')]
-    for (what, method), row in rows.items():
+        rows = {(row['what'], row['size'], row['method']): row for row in csv.DictReader(file)}
+    loaders = [(f'loader, {name}', '32', side) for name in ('flip and crop', 'RandAugment')
+               for side in ('mmtok', 'timm')]
+    trainings = [('training', size, side) for size in ('32', '48') for side in ('mmtok', 'plain loop')]
+    assert list(rows) == [*loaders, *trainings] and not run.stderr
+    for (what, _, method), row in rows.items():
         assert float(row['images_per_second']) > 0 and float(row['cpu_ms']) > 0 and what in run.stdout
-        assert row['torch'] and row['device']
+        assert row['torch'] and row['device'] and (row['processes'], row['repeats']) == ('2', '1')
         assert (float(row['mmtok_over_it']) == 1) == (method == 'mmtok')
 
 

@@ -4,19 +4,24 @@ The same images, timm transforms, batches, data workers, model and optimizer on 
 epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides. A loader's
 batch counts once its pixels lie in the order (B,3,H,W), as those of both loaders do. Beside the images per second
 stands the processor time of an image, of the training process and its data workers, which other work on a machine moves
-less.
+less. Where its memory happens to lie makes one process faster or slower than the next, each side by itself: so all is
+measured in several processes, and a figure is the median of theirs.
 """
 
 import argparse
 import itertools
 import logging
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -46,7 +51,10 @@ def add_arguments(parser) -> None:
                         help='pixels of the images that are trained on, 16x16 patches of them')
     parser.add_argument('--batch', type=timing.positive, default=32, help='images')
     parser.add_argument('--workers', type=timing.positive, default=1, help='data workers')
-    timing.add_arguments(parser, repeats=7, name='classifier')
+    parser.add_argument('--threads', type=timing.positive, help='of a training on the CPU; as many as there are cores '
+                        'beside those of the data workers, since all would wait for one that shares its core')
+    parser.add_argument('--processes', type=timing.positive, default=5, help='in each of which all is measured')
+    timing.add_arguments(parser, repeats=2, name='classifier')
     parser.set_defaults(run=run)
 
 
@@ -85,6 +93,9 @@ class Speed(NamedTuple):
     cpu_ms: float  # of an image
 
 
+Found = dict[tuple[str, int], dict[str, list[Speed]]]  # of what is measured and its pixels: the epochs of each side
+
+
 class Clock:
     """Starts when it is made."""
 
@@ -104,33 +115,32 @@ def epoch_of(loader) -> Callable[[], Speed]:
     return read
 
 
-def speeds_in_turns(sides: dict[str, Callable[[], Speed]], repeats: int) -> dict[str, list[Speed]]:
-    """The speed in each round, the order of the sides changing; after one warm-up."""
+def speeds_in_turns(sides: dict[str, Callable[[], Speed]], repeats: int, first: int) -> dict[str, list[Speed]]:
+    """The speed in each round, the order of the sides changing from that of round `first`; after one warm-up."""
     found = {name: [] for name in sides}
     for number in range(repeats + 1):
-        for name in order_of_round(sides, number):
+        for name in order_of_round(sides, first + number):
             value = sides[name]()
             if number:
                 found[name].append(value)
     return found
 
 
-def our_training(args, size: int, work_dir: str, other_side: Callable[[], Speed]) -> tuple[list[Speed], list[Speed]]:
-    """Trains by mmengine's Runner with the hooks of our configs, epochs in turns with the other side's.
-
-    Returns:
-        The speed of each epoch, ours and the other's.
-    """
+def train_in_turns(args, size: int, work_dir: str, first: int) -> dict[str, list[Speed]]:
+    """Trains by mmengine's Runner with the hooks of our configs, epochs in turns with a plain loop's; see above."""
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict({
-        'work_dir': work_dir, 'log_level': 'ERROR', 'model.num_classes': args.classes,
+        'work_dir': work_dir, 'visualizer.name': work_dir, 'log_level': 'ERROR', 'model.num_classes': args.classes,
         'model.backbone.img_size': size, 'model.backbone.patch_size': size // 16,
         'train_cfg.max_epochs': args.repeats + 1, 'val_cfg': None,
         'val_dataloader': None, 'val_evaluator': None, 'default_hooks.checkpoint.interval': -1,
         'default_hooks.checkpoint.save_last': False, 'train_dataloader.batch_size': args.batch,
         'train_dataloader.num_workers': args.workers, 'train_dataloader.dataset.data_root': str(args.data)})
     cfg.train_dataloader.dataset.transform = dict(input_size=size, **transform('RandAugment'))
-    runner = RUNNERS.build(cfg)
+    if first % 2:  # built first, too
+        runner, train_plainly = RUNNERS.build(cfg), plain_training(args, size)
+    else:
+        train_plainly, runner = plain_training(args, size), RUNNERS.build(cfg)
     ours, others = [], []
 
     class Turns(Hook):
@@ -139,8 +149,8 @@ def our_training(args, size: int, work_dir: str, other_side: Callable[[], Speed]
         priority = 'LOWEST'
 
         def before_train_epoch(self, runner):
-            if len(ours) % 2:  # each side is first in every other round
-                others.append(other_side())
+            if (first + len(ours)) % 2:  # each side is first in every other round
+                others.append(train_plainly())
             self.clock, self.count = Clock(), 0
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
@@ -149,10 +159,10 @@ def our_training(args, size: int, work_dir: str, other_side: Callable[[], Speed]
         def after_train_epoch(self, runner):
             ours.append(self.clock.speed(self.count))
             if len(others) < len(ours):
-                others.append(other_side())
+                others.append(train_plainly())
     runner.register_hook(Turns())
     runner.train()
-    return ours, others
+    return {'mmtok': ours[1:], 'plain loop': others[1:]}
 
 
 class Plain(nn.Module):
@@ -191,29 +201,61 @@ def plain_training(args, size: int) -> Callable[[], Speed]:
     return train
 
 
-def report(what: str, size: int, found: dict[str, list[Speed]], args) -> list[dict]:
-    """One block; ratios are medians over rounds of ours / theirs."""
+def measure(args, process: int) -> Found:
+    """Everything, in this process; which side is first depends on its number."""
+    # Data workers start as they do in a training, and not as this process did
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    torch.set_num_threads(args.threads)
+    logging.disable(logging.WARNING)
+    timing.keep_pages()
+    found = {}
+    for size, augmentation in itertools.product(args.loader_sizes, AUGMENTATIONS):
+        sides = {'mmtok': epoch_of(our_loader(args, size, augmentation)),
+                 'timm': epoch_of(timm_loader(args, size, augmentation, normalise=False))}
+        found[f'loader, {augmentation}', size] = speeds_in_turns(sides, args.repeats, process)
+    with tempfile.TemporaryDirectory() as folder:
+        for size in args.train_sizes:
+            torch.manual_seed(args.seed)
+            found['training', size] = train_in_turns(args, size, f'{folder}/{size}', process)
+    return found
+
+
+def measure_anew(args, process: int) -> Found:
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as executor:
+        return executor.submit(measure, args, process).result()
+
+
+def ratios(sides: dict[str, list[Speed]], name: str) -> np.ndarray:
+    """mmtok's images per second and processor time over another side's, medians over the rounds."""
+    return np.median(np.array(sides['mmtok']) / np.array(sides[name]), axis=0)
+
+
+def report(what: str, size: int, processes: list[dict[str, list[Speed]]], args) -> list[dict]:
+    """One block; each figure is a median over the processes of their medians over rounds, the ratios' of ours / theirs.
+    """
     rows = []
     print(f'\n{what}, {size} px\n  {"":14} {"images/s":>9} {"20 %":>8} {"80 %":>8}   mmtok / this, 20 %, 80 %    '
           'CPU ms an image   mmtok / this, 20 %, 80 %')
-    for name, speeds in found.items():
-        median, low, high = spread([speed.images_per_second for speed in speeds])
-        ratio, cpu_ratio = (spread([ours[i] / theirs[i] for ours, theirs in zip(found['mmtok'], speeds, strict=True)])
-                            for i in range(2))
-        cpu = spread([speed.cpu_ms for speed in speeds])[0]
+    for name in processes[0]:
+        medians = np.array([np.median(found[name], axis=0) for found in processes])
+        over = np.array([ratios(found, name) for found in processes])
+        (median, low, high), (cpu, _, _) = (spread(values) for values in medians.T)
+        ratio, cpu_ratio = (spread(values) for values in over.T)
         print(f'  {name:14} {median:9.1f} {low:8.1f} {high:8.1f}   {ratio[0]:7.3f} {ratio[1]:7.3f} {ratio[2]:7.3f}'
               f'    {cpu:15.3f}   {cpu_ratio[0]:7.3f} {cpu_ratio[1]:7.3f} {cpu_ratio[2]:7.3f}')
         rows.append(dict(what=what, method=name, images_per_second=round(median, 2), p20=round(low, 2),
                          p80=round(high, 2), mmtok_over_it=round(ratio[0], 4), ratio_p20=round(ratio[1], 4),
                          ratio_p80=round(ratio[2], 4), cpu_ms=round(cpu, 4), cpu_over_it=round(cpu_ratio[0], 4),
                          cpu_ratio_p20=round(cpu_ratio[1], 4), cpu_ratio_p80=round(cpu_ratio[2], 4), size=size,
-                         batch=args.batch, workers=args.workers, repeats=args.repeats, **provenance(args.seed)))
+                         batch=args.batch, workers=args.workers, processes=args.processes, repeats=args.repeats,
+                         **provenance(args.seed)))
     return rows
 
 
 def run(args) -> None:
-    logging.disable(logging.WARNING)
-    timing.keep_pages()
+    args.threads = args.threads or max(1, os.cpu_count() - args.workers)
+    torch.set_num_threads(args.threads)  # as the file says
     with tempfile.TemporaryDirectory() as folder:
         if args.data is None:
             from scenes import draw_image_folder
@@ -221,13 +263,11 @@ def run(args) -> None:
             print(f'Drawing 800 images of {args.side}x{args.side} pixels')
             draw_image_folder(args.data, train=200, val=1, side=args.side)
         args.classes = len(our_loader(args, 64, 'flip and crop').dataset.metainfo['classes'])
-        rows = []
-        for size, augmentation in itertools.product(args.loader_sizes, AUGMENTATIONS):
-            sides = {'mmtok': epoch_of(our_loader(args, size, augmentation)),
-                     'timm': epoch_of(timm_loader(args, size, augmentation, normalise=False))}
-            rows += report(f'loader, {augmentation}', size, speeds_in_turns(sides, args.repeats), args)
-        for size in args.train_sizes:
-            torch.manual_seed(args.seed)
-            ours, others = our_training(args, size, f'{folder}/work{size}', plain_training(args, size))
-            rows += report('training', size, {'mmtok': ours[1:], 'plain loop': others[1:]}, args)
-    write_csv(args.out, rows)
+        found = []
+        for process in range(args.processes):
+            found.append(measure_anew(args, process))
+            print(f'process {process + 1} of {args.processes}, mmtok / peer: ' + ', '.join(
+                f'{what} {size} px {ratios(sides, list(sides)[1])[0]:.3f}'
+                for (what, size), sides in found[-1].items()), flush=True)
+    write_csv(args.out, [row for what, size in found[0] for row in report(
+        what, size, [process[what, size] for process in found], args)])
