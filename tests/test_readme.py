@@ -220,6 +220,13 @@ def test_measured_images_per_second_come_from_the_file():
         for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
 
 
+def test_memorised_scores_come_from_the_file():
+    found = json.loads((ROOT / 'docs' / 'curves' / 'overfit_mask-rcnn_swin-nano.json').read_text())
+    said = re.search(r'50 times the 8, box AP (\S+) and mask AP (\S+) on .* 2 cores\nin (\d+) minutes', README).groups()
+    assert said == (*(f'{found["epochs"][-1][kind]:.3f}' for kind in ('bbox', 'segm')), f'{found["seconds"] / 60:.0f}')
+    assert found['images'] == 8 and len(found['epochs']) == 10
+
+
 def test_measured_training_comes_from_the_file():
     """One row for each framework of the committed CSV."""
     with (ROOT / 'docs' / 'benchmarks' / 'training_cpu.csv').open() as file:
