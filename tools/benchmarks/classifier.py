@@ -4,15 +4,14 @@ The same images, timm transforms, batches, data workers, model and optimizer on 
 epochs are measured, after one in which the data workers start; the heap keeps its pages, on both sides. A loader's
 batch counts once its pixels lie in the order (B,3,H,W), as those of both loaders do. Beside the images per second
 stands the processor time of an image, of the training process and its data workers, which other work on a machine moves
-less. Where its memory happens to lie makes one process faster or slower than the next, each side by itself: so all is
-measured in several processes, and a figure is the median of theirs.
+less. One process is faster or slower than the next, each side by itself, most of all where threads and data workers
+share a core: so all is measured in several processes, and a figure is the median of theirs.
 """
 
 import argparse
 import itertools
 import logging
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -51,8 +50,8 @@ def add_arguments(parser) -> None:
                         help='pixels of the images that are trained on, 16x16 patches of them')
     parser.add_argument('--batch', type=timing.positive, default=32, help='images')
     parser.add_argument('--workers', type=timing.positive, default=1, help='data workers')
-    parser.add_argument('--threads', type=timing.positive, help='of a training on the CPU; as many as there are cores '
-                        'beside those of the data workers, since all would wait for one that shares its core')
+    parser.add_argument('--threads', type=timing.positive, help='of a training on the CPU; as many as torch takes, '
+                        'less the data workers, since all would wait for one that shares its core')
     parser.add_argument('--processes', type=timing.positive, default=5, help='in each of which all is measured')
     timing.add_arguments(parser, repeats=2, name='classifier')
     parser.set_defaults(run=run)
@@ -254,7 +253,7 @@ def report(what: str, size: int, processes: list[dict[str, list[Speed]]], args) 
 
 
 def run(args) -> None:
-    args.threads = args.threads or max(1, os.cpu_count() - args.workers)
+    args.threads = args.threads or max(1, torch.get_num_threads() - args.workers)
     torch.set_num_threads(args.threads)  # as the file says
     with tempfile.TemporaryDirectory() as folder:
         if args.data is None:
