@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from conftest import ROOT
 from mmtok.engine import annotations
+from mmtok.engine import objects as kept_objects
 from mmtok.engine.annotations import check_annotation_files
 from mmtok.engine.loops import check_metrics, metric_configs
 from mmtok.engine.runner import Runner
@@ -92,6 +94,16 @@ def repeat_category(found):
     found['categories'][1]['name'] = 'disc'
 
 
+def shrink_boxes(found):
+    for item in found['annotations']:
+        item['bbox'] = [value / 1000 for value in item['bbox']]
+
+
+def corners_for_sizes(found):
+    for item in found['annotations']:
+        item['bbox'] = [10, 10, 1000, 90]
+
+
 def turn_photo(root):
     path = root / 'train2017' / '3.jpg'
     with Image.open(path) as photo:
@@ -116,6 +128,12 @@ BAD_ANNOTATIONS = {
                                'whether metainfo.classes'),
     'segmentations': (without('annotations', 'segmentation'),
                       r'train2017/\d.jpg has an object without a segmentation, but this pipeline loads masks'),
+    'a box without numbers': (change_object(bbox=[1, 2, float('nan'), 9]),
+                              r'an annotation \(id 2, bbox=\[1, 2, NaN, 9\], .*\) whose bbox or area is no finite'),
+    'boxes in parts of an image': (change_file(shrink_boxes),
+                                   '3 of 3 annotations in .* less than a pixel wide or high.*: mmdet would leave them'),
+    'no image folder': (lambda root: shutil.rmtree(root / 'train2017'),
+                        'Dataset: .*2.jpg, the first of 2 images, is not there, but the data set lists it'),
     'a box that is none': (change_object(bbox=None), 'annotation with id 2 has bbox=null and area=2400, on'),
     'a box of three numbers': (change_object(bbox=[1, 2, 3]), r'annotation with id 2 has bbox=\[1, 2, 3\] and'),
     'an area that is none': (change_object(area=None), 'id 2 has .* and area=null, .*: bbox must be four'),
@@ -190,6 +208,20 @@ def test_detectors_of_boxes_do_not_mind_masks(odd_coco):
     loader = loader_of(odd_coco)
     loader.dataset.pipeline[1].with_mask = False
     assert all(len(sample['data_samples'].gt_instances) for sample in dataset_of(loader))
+
+
+@pytest.mark.parametrize('change, sentence', [
+    (lambda found: found['annotations'][1].update(bbox=[-50, 0, 20, 20]),
+     r'^1 of 3 annotations in .* such as that with id 2, bbox=\[-50, 0, 20, 20\], .*: mmdet leaves them out$'),
+    (corners_for_sizes, r'^3 of 3 boxes in .* reach beyond their image, such as .*, not a second corner$')])
+def test_objects_that_mmdet_leaves_out_or_cuts_are_told(change, sentence, odd_coco, monkeypatch):
+    said = []
+    monkeypatch.setattr(kept_objects, 'print_log', lambda text, **_: said.append(text))
+    dataset_of(loader_of(odd_coco))
+    assert not said
+    change_file(change)(odd_coco)
+    dataset_of(loader_of(odd_coco))
+    assert sum(bool(re.search(sentence, text)) for text in said) == 1, said
 
 
 def test_objects_on_images_that_are_not_listed_are_told(odd_coco, monkeypatch):

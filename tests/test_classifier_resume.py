@@ -128,6 +128,12 @@ def test_a_resumed_training_is_the_one_that_was_begun(trained, train_classifier,
     assert whole['config_hash'] == half['config_hash'] and whole['curve'] == half['curve']
 
 
+def test_a_finished_training_says_so(trained, train_classifier, tmp_path):
+    output = train_classifier(shutil.copytree(trained, tmp_path / 'work'), resume=True)
+    assert re.search(r'The checkpoint has (\d) of \1 epochs, so that nothing is left to train: to train on, raise '
+                     'train_cfg.max_epochs', output)
+
+
 def test_nothing_to_resume_yet(train_classifier, tmp_path):
     output = train_classifier(tmp_path / 'work', 'train_cfg.max_epochs=1', resume=True)
     assert f'There is nothing to resume in {tmp_path}/work: training starts from the beginning.' in output

@@ -56,7 +56,7 @@ def test_an_image_too_narrow_for_anchors_is_named(odd_coco, fork_tool, tmp_path)
 
 
 def spoil_image(root):
-    (root / 'train2017' / '2.jpg').unlink()
+    (root / 'train2017' / '3.jpg').unlink()
 
 
 def spoil_list(root):
@@ -122,7 +122,7 @@ WRONG = {
                               r"val_evaluator.ann_file='.*other.json' has no category 'ring' .*, or name the file of"),
     'order of the metric': (lambda root: spoil_metric(root, turn_categories),
                             r"the categories of .*train2017.json and val_evaluator.ann_file='.*other.json' are in "
-                            r"different orders; the first that differs, at place 0, is 'disc' and 'cross': mmdet"),
+                            r"different orders; the first that differs is 'disc' there and 'cross' here: mmdet"),
     'name of the metric': (['val_evaluator.type=mmtok.Acuracy'],
                            r"'mmtok.Acuracy' \(val_evaluator.type\) is the name of no class that is registered; is "
                            r"'mmtok.Accuracy' meant\? Else correct it, or have custom_imports"),
@@ -132,8 +132,12 @@ WRONG = {
     'images of the metric': (lambda root: spoil_metric(root, other_images),
                              r"val_evaluator.ann_file='.*other.json' lacks 3 of the 3 images of .*val2017.json, "
                              'such as the id 1: name the same file'),
+    'classes of the training alone': (
+        ["train_dataloader.dataset.metainfo.classes=('disc','ring')", 'model.roi_head.bbox_head.num_classes=2',
+         'model.roi_head.mask_head.num_classes=2'],
+        r"train_dataloader.dataset has 2 classes and the data set of val_evaluator.ann_file='.*' 5; only the data"),
     'checkpoint': (['load_from=gone.pth'], "checkpoint 'gone.pth' does not exist: put it there or name another"),
-    'image': (spoil_image, r'train2017/2.jpg is not there, but the data set lists it'),
+    'image': (spoil_image, r'train2017/3.jpg is not there, but the data set lists it'),
     'list': (spoil_list, r'CocoDataset: .*instances_train2017.json is not there; name the right folder'),
     'padding before the preprocessor': (
         ['train_dataloader.dataset.pipeline.2.type=Pad'],

@@ -10,8 +10,10 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 
 from conftest import ROOT, logged_steps, tool
 from mmtok.engine.loops import TestedCheckpoint
+from mmtok.engine.starting import StartingCheckpoint
 from mmtok.errors import ConfigError
-from test_detection_configs import CASCADE, DRAWN, MASK_RCNN, RETINANET, small
+from mmtok.registry import MODELS
+from test_detection_configs import CASCADE, DRAWN, MASK_RCNN, RETINANET, kind_of, small
 
 DEMO, = (ROOT / 'configs' / 'demo').glob('mask-rcnn*.py')
 SEGMENTOR = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
@@ -118,6 +120,23 @@ def test_a_checkpoint_to_test_is_compared_with_the_bare_model(wrappers):
         TestedCheckpoint().after_load_checkpoint(runner, dict(state_dict=dict(bias=bare.bias)))
 
 
+def test_a_start_from_another_model_is_refused_or_told():
+    arch = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    model = torch.nn.ModuleDict(dict(backbone=MODELS.build(dict(type='mmtok.Swin', arch=arch)),
+                                     head=torch.nn.Linear(2, 2)))
+    whole, said, start = model.state_dict(), [], StartingCheckpoint()
+    runner = SimpleNamespace(model=model, _load_from='x.pth', logger=SimpleNamespace(warning=said.append))
+    start.after_load_checkpoint(runner, dict(state_dict={f'module.{name}': value for name, value in whole.items()}))
+    assert not said
+    start.after_load_checkpoint(runner, dict(state_dict={**whole, 'head.weight': torch.zeros(3, 2)}))
+    assert len(said) == 1 and said[0].startswith(
+        f"{len(whole) - 1} of the {len(whole)} tensors of the model come from load_from='x.pth', the others stay")
+    alone = {name.removeprefix('backbone.'): value for name, value in whole.items()}
+    for found in ({'head.weight': whole['head.weight']}, alone):
+        with pytest.raises(ConfigError, match=r"load_from='x.pth' holds 0 of the \d+ tensors of model.backbone \("):
+            start.after_load_checkpoint(runner, dict(state_dict=found))
+
+
 @pytest.mark.parametrize('config', [DEMO, pytest.param(MASK_RCNN, marks=pytest.mark.slow)], ids=lambda path: path.stem)
 def test_browsing_draws_what_is_trained_on(config, drawn_coco, run_tool, tmp_path):
     more = [] if config == DEMO else [*small(config), *DRAWN['mask'], 'train_dataloader.dataset.indices=8']
@@ -178,6 +197,6 @@ def test_flops_are_counted_by_mmdet(leaf, drawn_coco, run_tool, tmp_path):
     def count(env) -> float:
         return flops_of(run_tool(
             'mmdet/analysis_tools/get_flops', leaf, '--num-images', 1, '--cfg-options', *small(leaf),
-            *DRAWN[re.match('[a-z]+', leaf.stem)[0]], cwd=tmp_path, env={**env, 'COCO_ROOT': str(drawn_coco)}))
+            *DRAWN[kind_of(leaf)], cwd=tmp_path, env={**env, 'COCO_ROOT': str(drawn_coco)}))
     whole, fused = count(COUNTED), count({})
     assert whole >= fused > 1 and (whole > fused) == ('pvt' in leaf.stem)  # timm fuses Swin's if asked to

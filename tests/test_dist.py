@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, logged_steps
-from test_detection_configs import CASCADE, DRAWN, MASK_RCNN, RETINANET, small
+from test_detection_configs import FEWER, LEAVES, kind_of, small
 
 CONFIG = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
 DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
@@ -114,19 +114,20 @@ def test_two_processes_train_and_resume_a_detector(drawn_coco, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('leaf', [RETINANET, MASK_RCNN, CASCADE], ids=['retinanet', 'mask-rcnn', 'cascade'])
-def test_two_processes_train_and_resume_a_leaf(leaf, drawn_coco, tmp_path):
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
+def test_two_processes_train_and_resume_a_leaf(leaf, coco, tmp_path):
     """SyncBN of Cascade's heads becomes BN; scales and crops are drawn by data workers, which start anew."""
-    shared = ['--cfg-options', *small(leaf), *DRAWN[re.match('[a-z]+', leaf.stem)[0]], 'train_cfg.max_epochs=2',
-              'default_hooks.checkpoint.interval=1', 'train_cfg.val_interval=9']
+    shared = ['--auto-scale-lr', '--cfg-options', *small(leaf), *FEWER[kind_of(leaf)],
+              'train_cfg.max_epochs=2', 'train_cfg.val_interval=9', 'default_hooks.checkpoint.interval=1']
     for resume in ([], ['--resume']):
         run = run_script(DIST_TRAIN, 'mmdet', leaf, 2, '--work-dir', tmp_path / 'work', *resume, *shared, cwd=tmp_path,
-                         COCO_ROOT=drawn_coco)
+                         COCO_ROOT=str(coco))
         assert run.returncode == 0, run.stdout[-3000:]
+        assert 'the current batch size is 4. Scaling the original LR by 0.25.' in run.stdout
         steps = logged_steps(tmp_path / 'work')
         assert list(steps) == ([2] if resume else [1, 2])  # of 4 images, 2 for each process
         assert all(math.isfinite(value) for step in steps.values() for value in step.values())
-        assert ('SyncBN, which needs GPUs, becomes BN' in run.stdout) == (leaf == CASCADE)
+        assert ('SyncBN, which needs GPUs, becomes BN' in run.stdout) == ('cascade' in leaf.stem)
         (tmp_path / 'work' / 'epoch_2.pth').unlink()
         (tmp_path / 'work' / 'last_checkpoint').write_text(str(tmp_path / 'work' / 'epoch_1.pth'))
 

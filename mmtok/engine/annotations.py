@@ -11,7 +11,8 @@ from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError
-from .objects import check_masks
+from .objects import check_boxes, check_masks
+from .preflight import compare_classes
 from .samples import base_datasets
 
 SMALL_FILE = 1 << 26  # bytes: half a second to read
@@ -61,6 +62,7 @@ def check_annotation_files(dataset: Dataset) -> None:
             annotations = read_annotations(base)
             check_listed(names_of(annotations), categories_of(annotations), found, classes, base.ann_file)
             check_images(annotations, base.ann_file)
+            check_boxes(annotations, base.ann_file)
         if is_small(base.ann_file):
             check_masks(base)
 
@@ -117,6 +119,9 @@ def check_annotations(annotations: object, dataset: Dataset, name: str, training
         check_listed(names, used, found, classes, name)
         in_file = [names[number] for number in found]
         for trained in base_datasets(training) if training is not None else ():
+            if set(trained.metainfo.get('classes') or ()) != set(classes):  # their order is that of the files
+                compare_classes(trained.metainfo, 'train_dataloader.dataset', base.metainfo, f'the data set of {name}',
+                                ' (metainfo.classes)')
             check_order(trained, found, in_file, name)
         if in_file != list(classes):
             print_log(f'mmdet numbers classes in the order of the annotation file, which is {first_of(in_file)}, '
@@ -140,7 +145,7 @@ def check_order(trained: BaseDataset, judged: Sequence[int], names: Sequence[str
     listed = names_of(read_annotations(trained))
     ours = [listed[number] for number in found]
     if ours != list(names):
-        place, here, there = next((i, *pair) for i, pair in enumerate(zip_longest(ours, names)) if pair[0] != pair[1])
+        here, there = next(pair for pair in zip_longest(ours, names) if pair[0] != pair[1])
         raise ConfigError(f'the categories of {trained.ann_file} and {file} are in different orders; the first that '
-                          f'differs, at place {place}, is {here!r} and {there!r}: mmdet numbers classes in the order '
-                          'of each file, and would take one for another; write both in one order')
+                          f'differs is {here!r} there and {there!r} here: mmdet numbers classes in the order of each '
+                          'file, and would take one for another; write both in one order')

@@ -1,11 +1,13 @@
-"""Objects of annotation files in COCO's format whose box, area or mask mmdet cannot read."""
+"""Objects of annotation files in COCO's format whose box, area or mask mmdet cannot read, or leaves out."""
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Iterator
 
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 
 from ..errors import ConfigError, is_number
 
@@ -14,6 +16,51 @@ def short(value: object, length: int = 60) -> str:
     """A value as it stands in the file, cut where it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) <= length else f'{text[:length]}...'
+
+
+def describe_box(one: dict, size: tuple[int, int]) -> str:
+    """An annotation of an image of this (width, height), for a sentence."""
+    return (f'id {one.get("id")!r}, bbox={short(one["bbox"])}, area={short(one.get("area"))}, on an image of '
+            f'{size[0]}x{size[1]}')
+
+
+def is_left_out(box: list[float], area: float, size: tuple[int, int]) -> bool:
+    """Whether mmdet leaves an object out: outside its image of this (width, height), under a pixel, without area."""
+    (x, y, width, height), (right, bottom) = box, size
+    inside = min(min(x + width, right) - max(x, 0), min(y + height, bottom) - max(y, 0))
+    return inside <= 0 or min(width, height) < 1 or area <= 0
+
+
+def reaches_beyond(box: list[float], size: tuple[int, int]) -> bool:
+    """Whether a box ends more than a pixel, as rounding makes it, outside its image of this (width, height)."""
+    return any(start + length > end + 1 for start, length, end in zip(box[:2], box[2:], size, strict=True))
+
+
+def check_boxes(annotations: dict, file: str) -> None:
+    """mmdet, which leaves objects out without a word, keeps those of a file, which has boxes of four numbers.
+
+    Raises:
+        ConfigError: It would leave out all of them, or one has no finite box and area.
+    """
+    sizes = {image['id']: (image['width'], image['height']) for image in annotations['images']}
+    objects = [(one, sizes[one['image_id']]) for one in annotations.get('annotations', ())
+               if one['image_id'] in sizes and 'segments_info' not in one and not one.get('ignore')]
+    for one, size in objects:
+        if not all(map(math.isfinite, (*one['bbox'], one['area'] or 0))):
+            raise ConfigError(f'{file} has an annotation ({describe_box(one, size)}) whose bbox or area is no finite '
+                              'number: mend the file')
+    lost = [(one, size) for one, size in objects if is_left_out(one['bbox'], one['area'], size)]
+    if lost:
+        sentence = (f'{len(lost)} of {len(objects)} annotations in {file} lie outside their image, are less than a '
+                    f'pixel wide or high, or have no area, such as that with {describe_box(*lost[0])}: mmdet ')
+        if len(lost) == len(objects):
+            raise ConfigError(f'{sentence}would leave them out; write bbox as x, y, width and height in pixels')
+        print_log(f'{sentence}leaves them out', logger='current', level=logging.WARNING)
+    beyond = [(one, size) for one, size in objects if reaches_beyond(one['bbox'], size)]
+    if 2 * len(beyond) > len(objects):
+        print_log(f'{len(beyond)} of {len(objects)} boxes in {file} reach beyond their image, such as that with '
+                  f'{describe_box(*beyond[0])}: bbox is x, y, width and height in pixels, not a second corner',
+                  logger='current', level=logging.WARNING)
 
 
 def fault_of_polygons(mask: list) -> str:

@@ -18,7 +18,13 @@ from ..errors import ConfigError, DataError, check_options, check_positive_int, 
 
 ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.tar.xz', '.tar.bz2', '.zip')
 DENSE_HEADS = ('decode_head', 'bbox_head', 'rpn_head', 'roi_head')
+VARIABLES = dict(ADE20KDataset='ADE20K_ROOT', CocoDataset='COCO_ROOT', ImageDataset='IMAGENET_ROOT or CIFAR10_ROOT')
 CLASS_HEADS = dict(decode_head=False, auxiliary_head=False, bbox_head=True, mask_head=True)  # whether exactly
+
+
+def is_local(path: object, storage: dict | None) -> bool:
+    """Whether a path of a data set with these backend_args lies in a file system of this machine."""
+    return isinstance(path, str) and '://' not in path and (storage or {}).get('backend') in (None, 'local', 'disk')
 
 
 def check_loaders(cfg: dict, *loaders: str) -> None:
@@ -31,15 +37,17 @@ def check_loaders(cfg: dict, *loaders: str) -> None:
             check_positive_int(f'{loader}.batch_size', size)
         for path, dataset in dicts_with(cfg.get(loader) or {}, 'data_root', loader):
             root = dataset['data_root']
-            storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
-            if storage.get('backend') not in (None, 'local', 'disk') or dataset.get('name'):  # a reader of timm's
+            storage = dataset.get('backend_args') or dataset.get('file_client_args')
+            if not root or not is_local(root, storage) or dataset.get('name'):  # a reader of timm's
                 continue
-            packed = root and root.endswith(ARCHIVES) and os.path.isfile(root)  # mmtok.ImageDataset looks at it
-            if root and '://' not in root and not packed and not os.path.isdir(root):
+            packed = root.endswith(ARCHIVES) and os.path.isfile(root)  # mmtok.ImageDataset looks at it
+            if not packed and not os.path.isdir(root):
+                variable = VARIABLES.get(type_name(dataset)) or ', '.join(VARIABLES.values())
+                found = 'no folder' if os.path.exists(root) else 'not there'
                 raise ConfigError(
-                    f'the data root {root!r} ({path}.data_root) is not there: put the data set in this folder, or name '
-                    "yours (mmtok's configs: the environment variable ADE20K_ROOT, COCO_ROOT, IMAGENET_ROOT or "
-                    f'CIFAR10_ROOT sets all loaders and metrics; else --cfg-options {path}.data_root=/path/to/it)')
+                    f'the data root {root!r} ({path}.data_root) is {found}: put the data set in this folder, or name '
+                    f"yours (mmtok's configs: the environment variable {variable} "
+                    f'sets all loaders and metrics; else --cfg-options {path}.data_root=/path/to/it)')
 
 
 def check_amp(cfg: dict) -> None:

@@ -38,6 +38,7 @@ from .preflight import (
 )
 from .resuming import check_resumed, explained_optimizer, find_resumed, read_resumed
 from .samples import check_samples, explained_anchors, explained_data
+from .starting import StartingCheckpoint
 
 
 @contextlib.contextmanager
@@ -189,6 +190,12 @@ class Runner(ExplainedRunner):
                 self.logger.warning(f'{self.work_dir} holds checkpoints of an earlier training, and this one writes '
                                     'its own over them: --resume goes on with it instead, --work-dir names another '
                                     'folder.')
+            by_epoch = isinstance(self._train_loop, EpochBasedTrainLoop)
+            done, last = (self.epoch, self.max_epochs) if by_epoch else (self.iter, self.max_iters)
+            if self._resume and done >= last:
+                unit = 'epochs' if by_epoch else 'iters'
+                self.logger.warning(f'The checkpoint has {done} of {last} {unit}, so that nothing is left to train: to '
+                                    f'train on, raise train_cfg.max_{unit}.')
             super().dump_config()
 
     @property
@@ -206,8 +213,9 @@ class Runner(ExplainedRunner):
             raise ConfigError(NOT_COLLECTED)
         if self._resume:
             self.prepare_resume()
-        else:
+        elif self._load_from:
             check_readable(self._load_from)
+            self.register_hook(StartingCheckpoint())
         with explained_full_disk(self.work_dir), explained_anchors():
             return super().train()
 

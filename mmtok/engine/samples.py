@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
 from .objects import explained_objects, fault_of_sample
-from .preflight import dicts_with
+from .preflight import dicts_with, is_local
 
 # What OpenCV, Pillow and mmcv raise about the bytes of a file
 CONTENT_ERRORS = (cv2.error, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -159,17 +159,30 @@ def check_samples(dataset: Dataset, skip_undecodable: bool) -> None:
     """Make the built data sets name their bad files, and refuse empty ones.
 
     Raises:
-        ConfigError: Nothing was found; an infinite sampler would wait for it for ever.
+        ConfigError: Nothing was found, for which an infinite sampler would wait for ever; a folder is not there.
     """
     for base in base_datasets(dataset):
         if len(base) == 0:
             raise ConfigError(nothing_found(vars(base), type(base).__name__))
+        check_first_image(base)
         maps = base.data_prefix.get('seg_map_path')
         if hasattr(base, 'reduce_zero_label') and maps and '://' not in maps and not os.path.isdir(maps):
             raise ConfigError(f'{type(base).__name__}: {maps} is not there; name the right folder in data_root or '
                               'data_prefix.seg_map_path')
         if isinstance(base.pipeline, Compose):
             base.pipeline = CheckedPipeline(base, skip_undecodable)
+
+
+def check_first_image(dataset: BaseDataset) -> None:
+    """An image folder that is not there is found before training, and not when it is due, as a file is.
+
+    Raises:
+        ConfigError: The first image is not there.
+    """
+    image = dataset.get_data_info(0).get('img_path')
+    if is_local(image, getattr(dataset, 'backend_args', None)) and not os.path.exists(image):
+        raise ConfigError(f'{type(dataset).__name__}: {image}, the first of {len(dataset)} images, is not there, but '
+                          'the data set lists it: put it there, or name the right folder in data_root or data_prefix')
 
 
 @contextlib.contextmanager
