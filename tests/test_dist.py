@@ -123,7 +123,8 @@ def test_two_processes_train_and_resume_a_leaf(leaf, coco, tmp_path):
         run = run_script(DIST_TRAIN, 'mmdet', leaf, 2, '--work-dir', tmp_path / 'work', *resume, *shared, cwd=tmp_path,
                          COCO_ROOT=str(coco))
         assert run.returncode == 0, run.stdout[-3000:]
-        assert 'the current batch size is 4. Scaling the original LR by 0.25.' in run.stdout
+        # A resumed optimizer brings its rate
+        assert ('the current batch size is 4. Scaling the original LR by 0.25.' in run.stdout) == (not resume)
         steps = logged_steps(tmp_path / 'work')
         assert list(steps) == ([2] if resume else [1, 2])  # of 4 images, 2 for each process
         assert all(math.isfinite(value) for step in steps.values() for value in step.values())
