@@ -119,7 +119,8 @@ def check_annotations(annotations: object, dataset: Dataset, name: str, training
         check_listed(names, used, found, classes, name)
         in_file = [names[number] for number in found]
         for trained in base_datasets(training) if training is not None else ():
-            if set(trained.metainfo.get('classes') or ()) != set(classes):  # their order is that of the files
+            # Their order is that of the files; data in other formats may name more than is judged
+            if hasattr(trained, 'cat_ids') and set(trained.metainfo.get('classes') or ()) != set(classes):
                 compare_classes(trained.metainfo, 'train_dataloader.dataset', base.metainfo, f'the data set of {name}',
                                 ' (metainfo.classes)')
             check_order(trained, found, in_file, name)

@@ -190,13 +190,18 @@ class Runner(ExplainedRunner):
                 self.logger.warning(f'{self.work_dir} holds checkpoints of an earlier training, and this one writes '
                                     'its own over them: --resume goes on with it instead, --work-dir names another '
                                     'folder.')
-            by_epoch = isinstance(self._train_loop, EpochBasedTrainLoop)
-            done, last = (self.epoch, self.max_epochs) if by_epoch else (self.iter, self.max_iters)
-            if self._resume and done >= last:
-                unit = 'epochs' if by_epoch else 'iters'
-                self.logger.warning(f'The checkpoint has {done} of {last} {unit}, so that nothing is left to train: to '
-                                    f'train on, raise train_cfg.max_{unit}.')
+            if self._resume:
+                self.say_if_finished()
             super().dump_config()
+
+    def say_if_finished(self) -> None:
+        """A resumed training of which nothing is left would end without a word."""
+        by_epoch = isinstance(self._train_loop, EpochBasedTrainLoop)
+        done, last = (self.epoch, self.max_epochs) if by_epoch else (self.iter, self.max_iters)
+        if done >= last:
+            unit = 'epochs' if by_epoch else 'iters'
+            self.logger.warning(f'The checkpoint has {done} of {last} {unit}, so that nothing is left to train: to '
+                                f'train on, raise train_cfg.max_{unit}.')
 
     @property
     def bare_model(self) -> torch.nn.Module:
