@@ -37,6 +37,7 @@ PAPER = {224: 0.52, 384: 1.67, 512: 4.23, 1024: 18.42}  # ms forward on the pape
 PASSES = {'forward': (3, 1), 'forward + backward': (8, 2)}  # over the map, over a layout that is given
 SQUARE = r'1x16x(\d+)x\1'  # shapes of the paper's table
 DTYPES = ('float32', 'float16', 'bfloat16')
+TURN = 0.1  # seconds of a method's calls in a round: one call alone may meet what the method before it gave back
 
 
 class Case:
@@ -213,7 +214,7 @@ def measure(methods: list[str], shape: tuple[int, ...], direction: str, case: Ca
             dropped[method, direction] = f'over {args.patience:g} s at {name_of(shape)}'
         else:
             calls[method] = call
-    times = time_interleaved(calls, args.repeats, {name: max(1, min(100, int(0.02 / seconds[name]))) for name in calls},
+    times = time_interleaved(calls, args.repeats, {name: max(1, min(100, int(TURN / seconds[name]))) for name in calls},
                              args.device)
     rows, passes = [], PASSES[direction]
     print(f'\n{f"{name_of(shape)}, {direction}":40} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"floor":>8}')
