@@ -223,6 +223,15 @@ def test_measured_images_per_second_come_from_the_file():
         for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
 
 
+def test_the_other_machine_s_images_per_second_come_from_the_file():
+    with (ROOT / 'docs' / 'benchmarks' / 'classifier_xeon_cpu.csv').open() as file:
+        peers = list(csv.DictReader(file))[1::2]
+    assert {(row['device'], row['threads']) for row in peers} == {('Intel(R) Xeon(R) Processor', '1')}
+    *first, last = ('{:.3f} ({:.3f} to {:.3f})'.format(*(float(row[key]) for key in (
+        'mmtok_over_it', 'ratio_p20', 'ratio_p80'))) for row in peers)
+    assert f"the first six rows were {', '.join(first)} and {last} (" in ' '.join(README.split())
+
+
 def test_memorised_scores_come_from_the_files():
     said = re.search(r'50 times the 8, .* has box AP (\S+) and mask AP (\S+) on .* RetinaNet .* box AP (\S+) .* '
                      r'in (\d+) and (\d+) minutes on 2 cores of an Intel Xeon', ' '.join(README.split())).groups()
