@@ -1,6 +1,7 @@
 """What the README says: its commands, its files, its config in five lines, its table, its measured numbers."""
 
 import csv
+import itertools
 import json
 import re
 import sys
@@ -260,6 +261,15 @@ def test_measured_training_comes_from_the_file():
         memory = [f'{float(rows[framework, name][key]):.0f}' for name in VARIANTS
                   for key in ('peak_mib', 'peak_p20', 'peak_p80')]
         assert figures == over + memory, framework
+
+
+def test_the_other_machine_s_training_comes_from_the_file():
+    with (ROOT / 'docs' / 'benchmarks' / 'training_xeon_cpu.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row['device'] for row in rows} == {'Intel(R) Xeon(R) Processor'}
+    assert [(row['framework'], row['variant']) for row in rows] == list(itertools.product(FRAMEWORKS, VARIANTS))
+    added = [float(row['over_plain_percent']) for row in rows if row['variant'] != 'plain']
+    assert f'medians lie between {min(added):.1f} and {max(added):.1f} % (' in ' '.join(README.split())
 
 
 def test_measured_sizes_come_from_the_file():
