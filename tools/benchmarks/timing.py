@@ -16,7 +16,7 @@ import torch
 
 from mmtok.machine import processor_name
 
-SHORT = 1.0  # seconds of a call
+SHORT = 4.0  # seconds of a call; the first takes several times as long where a host has to give memory back
 WARM_UP, AHEAD = 5, 2  # rounds, and calls of a short one before each measured round
 SETTLE = 0.5  # seconds in which a system has done what it does with gigabytes that it was given back
 
