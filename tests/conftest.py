@@ -121,6 +121,41 @@ def coco_object(number: int, image: int, x: int, y: int, width: int, height: int
                 area=width * height, segmentation=[polygon])
 
 
+@pytest.fixture(scope='session')
+def starting_point(tmp_path_factory) -> Callable[..., dict[str, str]]:
+    """Random weights for a leaf, where it looks for them from the folder `cwd`; returns environment variables.
+
+    A public file stands in torch.hub's cache, under timm's names in it; our own classifier's is as it writes it.
+    """
+    import timm
+    import torch
+    from mmengine.config import Config
+
+    from mmtok.checkpoint.reading import cache_of, get_cache_dir
+    from mmtok.registry import MODELS
+    root = tmp_path_factory.mktemp('starting')
+
+    def lay(leaf: Path, cwd: Path) -> dict[str, str]:
+        env, name = {'TORCH_HOME': str(root / 'torch')}, Config.fromfile(leaf).model.backbone.init_cfg.checkpoint
+        if name.startswith('https://'):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv('TORCH_HOME', env['TORCH_HOME'])
+                file = Path(cache_of(name) or get_cache_dir()) / Path(name).name
+        else:
+            file = root / name
+            (cwd / 'work_dirs').symlink_to(root / 'work_dirs')
+        if not file.is_file():
+            file.parent.mkdir(parents=True)
+            if name.startswith('https://'):
+                state = timm.create_model(Path(name).stem).state_dict()
+            else:
+                config = ROOT / 'configs' / 'imagenet' / f'{Path(name).parent.name}.py'
+                state = MODELS.build(Config.fromfile(config).model).state_dict()
+            torch.save(dict(state_dict=state, meta=dict(epoch=300)), file)
+        return env
+    return lay
+
+
 @pytest.fixture
 def odd_coco(drawn_coco, tmp_path) -> Path:
     """An image without objects, one with a box of 1 pixel's width, a grey one, and one of 1000x20 pixels."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, logged_steps
-from test_detection_configs import FEWER, LEAVES, kind_of, small
+from test_detection_configs import LEAVES, check_start, short
 
 CONFIG = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
 DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
@@ -22,7 +22,7 @@ ITERATIONS = 5
 def run_script(tool, *arguments, cwd, file_limit=None, **env) -> subprocess.CompletedProcess:
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    return subprocess.run([str(tool), *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, timeout=300,
+    return subprocess.run([str(tool), *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, timeout=900,
                           stderr=subprocess.STDOUT, env={**os.environ, 'PYTHON': sys.executable, **env},
                           preexec_fn=limit if file_limit else None)
 
@@ -115,22 +115,23 @@ def test_two_processes_train_and_resume_a_detector(drawn_coco, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
-def test_two_processes_train_and_resume_a_leaf(leaf, coco, tmp_path):
+def test_two_processes_train_and_resume_a_leaf(leaf, coco, starting_point, tmp_path):
     """SyncBN of Cascade's heads becomes BN; scales and crops are drawn by data workers, which start anew."""
-    shared = ['--auto-scale-lr', '--cfg-options', *small(leaf), *FEWER[kind_of(leaf)],
-              'train_cfg.max_epochs=2', 'train_cfg.val_interval=9', 'default_hooks.checkpoint.interval=1']
+    work, env = tmp_path / 'work', {'COCO_ROOT': str(coco), **starting_point(leaf, tmp_path)}
     for resume in ([], ['--resume']):
-        run = run_script(DIST_TRAIN, 'mmdet', leaf, 2, '--work-dir', tmp_path / 'work', *resume, *shared, cwd=tmp_path,
-                         COCO_ROOT=str(coco))
+        run = run_script(DIST_TRAIN, 'mmdet', leaf, 2, '--work-dir', work, *resume, '--auto-scale-lr', '--cfg-options',
+                         *short(leaf), 'train_cfg.max_epochs=2', cwd=tmp_path, **env)
         assert run.returncode == 0, run.stdout[-3000:]
         # A resumed optimizer brings its rate
         assert ('the current batch size is 4. Scaling the original LR by 0.25.' in run.stdout) == (not resume)
-        steps = logged_steps(tmp_path / 'work')
+        check_start(run.stdout)
+        steps = logged_steps(work)
         assert list(steps) == ([2] if resume else [1, 2])  # of 4 images, 2 for each process
         assert all(math.isfinite(value) for step in steps.values() for value in step.values())
+        assert 'Epoch(val) [2][1/1]' in run.stdout
         assert ('SyncBN, which needs GPUs, becomes BN' in run.stdout) == ('cascade' in leaf.stem)
-        (tmp_path / 'work' / 'epoch_2.pth').unlink()
-        (tmp_path / 'work' / 'last_checkpoint').write_text(str(tmp_path / 'work' / 'epoch_1.pth'))
+        (work / 'epoch_2.pth').unlink()
+        (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
 
 
 SWIN = """_base_ = {base!r}
