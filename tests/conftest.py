@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,17 +142,15 @@ def starting_point(tmp_path_factory) -> Callable[..., dict[str, str]]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv('TORCH_HOME', env['TORCH_HOME'])
                 file = Path(cache_of(name) or get_cache_dir()) / Path(name).name
+            make = partial(timm.create_model, file.stem)
         else:
             file = root / name
             (cwd / 'work_dirs').symlink_to(root / 'work_dirs')
+            make = partial(MODELS.build, Config.fromfile(
+                ROOT / 'configs' / 'imagenet' / f'{file.parent.name}.py').model)
         if not file.is_file():
-            file.parent.mkdir(parents=True)
-            if name.startswith('https://'):
-                state = timm.create_model(Path(name).stem).state_dict()
-            else:
-                config = ROOT / 'configs' / 'imagenet' / f'{Path(name).parent.name}.py'
-                state = MODELS.build(Config.fromfile(config).model).state_dict()
-            torch.save(dict(state_dict=state, meta=dict(epoch=300)), file)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(dict(state_dict=make().state_dict(), meta=dict(epoch=300)), file)
         return env
     return lay
 
