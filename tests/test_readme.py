@@ -92,7 +92,7 @@ def test_every_linked_file_is_there():
     headings = {re.sub(r'[^\w-]', '', line.lstrip('# ').lower().replace(' ', '-'))
                 for line in README.splitlines() if line.startswith('#')}
     for target in re.findall(r'\]\((?!http)([^)]+)\)', README):
-        assert target[1:] in headings if target[0] == '#' else (ROOT / target).is_file(), target
+        assert target[1:] in headings if target[0] == '#' else (ROOT / target).exists(), target
 
 
 def test_table_shows_the_score_of_each_config():
