@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import datetime
 import errno
 import logging
 import os
@@ -26,6 +25,7 @@ from ..tokenprop.hook import TokenPropHook, find_token_props
 from ..tokenprop.token_prop import NOT_COLLECTED
 from .annotations import check_annotation_files
 from .building import ExplainedRunner, explained_arguments
+from .cpu_processes import join_cpu_processes
 from .preflight import (
     check_amp,
     check_classes,
@@ -89,9 +89,7 @@ class Runner(ExplainedRunner):
         if self._launcher == 'pytorch' and not is_distributed():
             gpus, wanted = torch.cuda.device_count(), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
             if get_device() == 'cpu':
-                timeout = (env_cfg.get('dist_cfg') or {}).get('timeout')
-                timeout = {} if timeout is None else dict(timeout=datetime.timedelta(seconds=timeout))
-                torch.distributed.init_process_group('gloo', **timeout)
+                join_cpu_processes((env_cfg.get('dist_cfg') or {}).get('timeout'))
             elif 0 < gpus < wanted:
                 raise ConfigError(f'{wanted} processes were started on a machine with {gpus} GPUs: start {gpus}')
         super().setup_env(env_cfg)
