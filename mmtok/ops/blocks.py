@@ -24,6 +24,11 @@ ALIGNED = 64  # elements: so that each part of the work space begins like a tens
 FLOAT32_EPS = 1e-12  # what underflows when squared in float32 is far below this
 
 
+def evenly(count: int, most: int) -> int:
+    """How many of `count` tiles go into a block, at most `most`, so that the last one does not come out short."""
+    return -(-count // -(-count // max(1, most)))
+
+
 class Tiling:
     """How a map is cut into blocks whose work buffers stay in the cache, and blocks into T tiles of a few pixels.
 
@@ -37,11 +42,10 @@ class Tiling:
 
     def __init__(self, shape: tuple[int, int, int], whole: bool, elements: int, by_channels: bool = False):
         batch, channels, pixels = shape
-        room = elements // (2 * channels)  # pixels of a block
+        room = self.room = elements // (2 * channels)  # pixels of a block at most, unless a tile has more
         self.chunked = not whole and pixels > max(room, CHUNK)
         if self.chunked:
-            self.together = max(1, room // CHUNK)
-            self.chunk = CHUNK
+            self.together, self.chunk = evenly(pixels // CHUNK, room // CHUNK), CHUNK
             if by_channels:
                 self.together, self.chunk = 1, self.together * CHUNK
             chunks = pixels // self.chunk
@@ -50,7 +54,7 @@ class Tiling:
             self.sizes = ([self.together] * full + [rest] * (rest > 0) + [1] * (self.even < pixels)) * batch
             self.tiles = chunks + (self.even < pixels)  # of an image
         else:
-            self.together = batch if whole else max(1, room // pixels)
+            self.together = batch if whole else evenly(batch, room // pixels)
             self.tiles = 1
 
     def maps(self, map: Tensor | None) -> Sequence[Tensor] | Iterator[None]:
@@ -234,12 +238,15 @@ class Sums:
 class Buffers:
     """Work space that is handed out again and again: fresh pages would cost more than the arithmetic.
 
-    Each name gets `rows` of the largest block, on a CPU all of one piece of memory: glibc keeps what is freed up to
-    twice the largest piece that it has seen (of 32 MiB at most), and would return several pieces after each call.
+    Each name gets `rows` of the largest block that there may be, on a CPU all of one piece of memory: glibc keeps what
+    is freed up to twice the largest piece that it has seen (of 32 MiB at most), and would return several pieces after
+    each call.
     """
 
     def __init__(self, inputs: Inputs, blocks: list[Block], **rows: int):
         pixels = max(block.x.shape[0] * block.x.shape[2] for block in blocks)
+        if inputs.tiling.chunked:  # what stays untouched costs nothing, and a smaller piece would have glibc keep less
+            pixels = max(pixels, inputs.tiling.room)
         pixels = -(-pixels // ALIGNED) * ALIGNED
         sizes, options = [count * pixels for count in rows.values()], dict(dtype=inputs.work, device=inputs.x.device)
         if inputs.x.device.type == 'cpu':
