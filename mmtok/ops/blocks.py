@@ -25,8 +25,8 @@ FLOAT32_EPS = 1e-12  # what underflows when squared in float32 is far below this
 
 
 def evenly(count: int, most: int) -> int:
-    """How many of `count` tiles go into a block, at most `most`, so that the last one does not come out short."""
-    return -(-count // -(-count // max(1, most)))
+    """How many of `count` tiles go into a block, at most `most`: no more than their number of blocks asks for."""
+    return -(-count // -(-count // most))
 
 
 class Tiling:
@@ -38,14 +38,18 @@ class Tiling:
 
     An elementwise operator goes by the strides of what it writes: into a large map one channel after the other, so that
     threads share channels. `by_channels` has blocks for that: of a large image, T=1 tile of all their pixels.
+
+    `room` is how many pixels a block could have had; see `Buffers`.
     """
 
     def __init__(self, shape: tuple[int, int, int], whole: bool, elements: int, by_channels: bool = False):
         batch, channels, pixels = shape
-        room = self.room = elements // (2 * channels)  # pixels of a block at most, unless a tile has more
+        room = elements // (2 * channels)  # pixels of a block
         self.chunked = not whole and pixels > max(room, CHUNK)
         if self.chunked:
-            self.together, self.chunk = evenly(pixels // CHUNK, room // CHUNK), CHUNK
+            count, most = pixels // CHUNK, max(1, room // CHUNK)
+            self.room = min(count, most) * CHUNK
+            self.together, self.chunk = evenly(count, most), CHUNK
             if by_channels:
                 self.together, self.chunk = 1, self.together * CHUNK
             chunks = pixels // self.chunk
@@ -54,7 +58,9 @@ class Tiling:
             self.sizes = ([self.together] * full + [rest] * (rest > 0) + [1] * (self.even < pixels)) * batch
             self.tiles = chunks + (self.even < pixels)  # of an image
         else:
-            self.together = batch if whole else evenly(batch, room // pixels)
+            most = batch if whole else max(1, room // pixels)
+            self.room = min(batch, most) * pixels
+            self.together = batch if whole else evenly(batch, most)
             self.tiles = 1
 
     def maps(self, map: Tensor | None) -> Sequence[Tensor] | Iterator[None]:
@@ -245,7 +251,7 @@ class Buffers:
 
     def __init__(self, inputs: Inputs, blocks: list[Block], **rows: int):
         pixels = max(block.x.shape[0] * block.x.shape[2] for block in blocks)
-        if inputs.tiling.chunked:  # what stays untouched costs nothing, and a smaller piece would have glibc keep less
+        if inputs.x.device.type == 'cpu':  # of smaller blocks a smaller piece would have glibc keep less
             pixels = max(pixels, inputs.tiling.room)
         pixels = -(-pixels // ALIGNED) * ALIGNED
         sizes, options = [count * pixels for count in rows.values()], dict(dtype=inputs.work, device=inputs.x.device)
