@@ -2,7 +2,9 @@
 
 import csv
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,7 +16,8 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from benchmarks.backbones import TRUNKS, methods_of
-from benchmarks.moto import LAYOUT, LOGITS, METHODS, Case
+from benchmarks.moto_methods import LAYOUT, LOGITS, METHODS, Case
+from benchmarks.own_process import OwnProcess
 from benchmarks.size import ROWS, measure, with_moto
 from benchmarks.timing import time_interleaved
 from benchmarks.training import make_step
@@ -45,6 +48,9 @@ def test_moto_command(tmp_path):
     assert 16 <= peak < 2 * 16, peak  # the output alone, of 16 MiB, and buffers
     assert re.search(r'^mmtok, from logits, forward: time a pixel from 32 to 512 within a factor of', output, re.M)
     assert '512: ' in output and '(paper, another GPU: 4.23)' in output
+    ours = [row for row in rows if 'mmtok' in row['method']]  # their sizes were measured once more, in turns
+    in_table = [1e6 * float(row['ms_median']) / int(row['shape'].split('x')[-1])**2 for row in ours]
+    assert [float(row['ns_per_pixel']) for row in ours] != pytest.approx(in_table, rel=1e-4)
     assert (tmp_path / 'out.png').stat().st_size > 10_000
 
 
@@ -67,6 +73,19 @@ def test_what_moto_cannot_measure(arguments, sentence, tmp_path):
     command = [sys.executable, ROOT / 'tools' / 'benchmark.py', 'moto', *arguments]
     run = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path)
     assert run.returncode and sentence in run.stderr.strip().splitlines()[-1] and 'Traceback' not in run.stderr
+
+
+def wait_or_end(connection, ends):
+    connection.recv()
+    if ends:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_ends_too_early_is_named():
+    with pytest.raises(SystemExit, match='the process that measured a map was killed by signal 9'), \
+            OwnProcess('other', wait_or_end, False) as other, OwnProcess('a map', wait_or_end, True) as process:
+        process.receive('a question')
+    assert other.process.exitcode == -signal.SIGTERM  # it waited for a question
 
 
 def test_backbones_command(tmp_path):

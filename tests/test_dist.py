@@ -17,6 +17,16 @@ from test_detection_configs import LEAVES, check_start, short
 CONFIG = ROOT / 'tests' / 'configs' / 'tiny_drawn-128x128.py'
 DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
 ITERATIONS = 5
+MODEL = '''
+import torch
+from mmengine.model import BaseModel
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+    def forward(self, *args, **kwargs):
+        return {}
+'''
 
 
 def run_script(tool, *arguments, cwd, file_limit=None, **env) -> subprocess.CompletedProcess:
@@ -209,16 +219,8 @@ def test_slurm_asks_for_what_the_script_says(tmp_path):
 def test_what_a_launcher_and_a_config_may_bring(tmp_path):
     """mmengine needs RANK, WORLD_SIZE and LOCAL_RANK only; a config may set device_ids itself, and a timeout."""
     script = tmp_path / 'script.py'
-    script.write_text("""
-import torch
-from mmengine.model import BaseModel
+    script.write_text(MODEL + """
 from mmtok.engine.runner import Runner
-class Model(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-    def forward(self, *args, **kwargs):
-        return {}
 runner = Runner(Model(), 'work', launcher='pytorch', log_level='ERROR',
                 env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60)),
                 cfg=dict(model_wrapper_cfg=dict(device_ids=None, find_unused_parameters=True)))
@@ -237,18 +239,11 @@ def test_processes_end_with_their_own_exit_code(tmp_path):
     by the last line, by an error, and with a runner that is held to the end.
     """
     script = tmp_path / 'script.py'
-    script.write_text("""
-import os, signal, socket, sys, torch, mmtok
+    script.write_text(MODEL + """
+import os, signal, socket, sys, mmtok
 from mmengine.dist import broadcast_object_list
-from mmengine.model import BaseModel
 from mmtok.engine.runner import Runner
 torch.set_num_threads(1)
-class Model(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-    def forward(self, *args, **kwargs):
-        return {}
 def main(rank, port, end):
     global held
     signal.alarm(60)  # a process that never ends does so with -14

@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.moto import FORMULAS, PAPER
+from benchmarks.moto_methods import FORMULAS
+from benchmarks.moto_sizes import PAPER
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = [sys.executable, ROOT / 'tools' / 'benchmark.py']

@@ -43,7 +43,7 @@ def region_statistics(
     Third, why the precision of the blocks was not enough, if it was not.
     """
     channels = inputs.x.shape[1]
-    buffers = Buffers(inputs, inputs.blocks, x=inputs.copied, square=channels, **inputs.shares)
+    buffers = Buffers(inputs, inputs.tiling, x=inputs.copied, square=channels, **inputs.shares)
     masses, sums, squares = (Sums(inputs, n, columns) for columns in (1, channels, channels))
     for block, to_mass, to_sum, to_square in zip(inputs.blocks, masses, sums, squares, strict=True):
         centred = block.centred(buffers)
@@ -104,11 +104,11 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
         tiling, blocks = inputs.cut(by_channels=True)
 
     def grouped(t):  # (T,k,p) -> (T,k,p), or (1,k,p) -> (groups,k/groups,p): a view
-        return t.unflatten(1, (groups, -1)).flatten(0, 1)
+        return t if groups == 1 else t.view(groups, -1, t.shape[2])
 
     tables = [t.mT.unflatten(1, (groups, -1)) for t in (scale, alpha.double() - mean * scale)]  # (B,groups,C/groups,n)
     table = torch.cat(tables, 2).flatten(1, 2).to(inputs.work)  # (B,2C,n)
-    buffers = Buffers(inputs, blocks, x=inputs.copied, field=2 * out.shape[1], **inputs.shares)
+    buffers = Buffers(inputs, tiling, x=inputs.copied, field=2 * out.shape[1], **inputs.shares)
     for block, rows, place in zip(blocks, tiling.tables(table), tiling.maps(out), strict=True):
         if inputs.whole:
             centred, share = only
@@ -144,7 +144,7 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     second = grad_x is not None  # whether there is a second pass
     n, from_logits, tiling = beta.shape[0], inputs.layout is None, inputs.tiling
     d_shares = n if second and (from_logits or grad_layout is not None) else 0
-    buffers = Buffers(inputs, inputs.blocks, terms=4 * channels, field=3 * channels * second, result=channels * second,
+    buffers = Buffers(inputs, tiling, terms=4 * channels, field=3 * channels * second, result=channels * second,
                       d_share=d_shares, **inputs.shares)
     upstreams = tiling.maps(grad)
 

@@ -7,121 +7,27 @@ layout once more in each where it is given.
 """
 
 import argparse
-import ctypes
 import math
-import multiprocessing
-import os
 import re
-import signal
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from mmtok.ops import moto, moto_from_logits
 from mmtok.ops.triton_backend import why_not
 
 from . import memory, timing
+from .moto_methods import DIRECTIONS, FORMULAS, METHODS, Case, make_call
+from .moto_sizes import PAPER, compare_sizes, rows_of_sizes, side_of, time_in_turns
+from .own_process import OwnProcess
 from .timing import provenance, spread, time_interleaved, write_csv
 
-EPS, TAU = 1e-5, 0.1
-SHAPES = [(1, 16, size, size) for size in (224, 384, 512, 1024, 2048)] + [(8, 16, 256, 256), (2, 16, 400, 672),
+SHAPES = [(1, 16, side, side) for side in (224, 384, 512, 1024, 2048)] + [(8, 16, 256, 256), (2, 16, 400, 672),
                                                                           (64, 384, 14, 14)]
-DIRECTIONS = ('forward', 'forward + backward')
-PAPER = {224: 0.52, 384: 1.67, 512: 4.23, 1024: 18.42}  # ms forward on the paper's GPU, table 3
 PASSES = {'forward': (3, 1), 'forward + backward': (8, 2)}  # over the map, over a layout that is given
-SQUARE = r'1x16x(\d+)x\1'  # shapes of the paper's table
 DTYPES = ('float32', 'float16', 'bfloat16')
-TURN = 0.1  # seconds of a method's calls in a round: one call alone may meet what the method before it gave back
-
-
-class Case:
-    """One map and the parameters of every method, in turns with and without gradients."""
-
-    def __init__(self, shape: tuple[int, ...], entities: int, dtype: torch.dtype, device: str, seed: int):
-        torch.manual_seed(seed)
-        channels, of = shape[1], dict(device=device)
-        self.x = torch.randn(shape, dtype=dtype, **of)
-        self.weight, self.bias = torch.randn(entities, channels, **of), torch.zeros(entities, **of)
-        self.layout = self.compute_layout().to(dtype)
-        self.beta, self.alpha = torch.ones(entities, channels, **of), torch.zeros(entities, channels, **of)
-        self.qkv = torch.randn(3 * channels, channels, dtype=dtype, **of) / channels**0.5
-        self.upstream = torch.randn_like(self.x)
-
-    def compute_layout(self):
-        return (TAU * torch.einsum('nc,bchw->bnhw', self.weight, self.x.float())).softmax(1)
-
-
-def formula_loop(x, layout, beta, alpha):
-    """The formula as one would type it, one entity after the other."""
-    result = 0
-    for i in range(layout.shape[1]):
-        share = layout[:, i:i + 1]
-        mass = share.sum((2, 3), keepdim=True)
-        mean = (share * x).sum((2, 3), keepdim=True) / mass
-        deviation = ((share * (x - mean) ** 2).sum((2, 3), keepdim=True) / mass).sqrt()
-        result = result + ((x - mean) / (deviation + EPS) * beta[i, :, None, None] + alpha[i, :, None, None]) * share
-    return result
-
-
-def formula_broadcast(x, layout, beta, alpha):
-    """The formula on (B,n,C,H,W) at once."""
-    x, share = x[:, None], layout[:, :, None]
-    mass = share.sum((3, 4), keepdim=True)
-    mean = (share * x).sum((3, 4), keepdim=True) / mass
-    deviation = ((share * (x - mean) ** 2).sum((3, 4), keepdim=True) / mass).sqrt()
-    return (((x - mean) / (deviation + EPS) * beta[..., None, None] + alpha[..., None, None]) * share).sum(1)
-
-
-def attention(x, qkv, fused: bool):
-    """Self-attention between the pixels, one head: what the paper's table compares MoTo with."""
-    q, k, v = (x.flatten(2).transpose(1, 2) @ qkv.T).chunk(3, -1)  # each (B,H*W,C)
-    if fused:
-        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-    else:
-        y = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-    return y.transpose(1, 2).reshape(x.shape)
-
-
-@dataclass
-class Method:
-    """A function of the map and of other tensors of a case, which get gradients."""
-
-    function: Callable
-    names: tuple[str, ...]
-    options: dict = field(default_factory=dict)
-    late: bool = False  # after the others: a system that was given back gigabytes is busy with them for a while
-
-    def bind(self, case: Case) -> tuple[Callable, list]:
-        """The function without arguments left to give, and its tensors."""
-        inputs = [getattr(case, name) for name in ('x', *self.names)]
-        return lambda: self.function(*inputs, **self.options), inputs
-
-
-def instance_norm(x, beta, alpha):
-    return F.instance_norm(x, weight=beta[0].to(x.dtype), bias=alpha[0].to(x.dtype))
-
-
-LAYOUT, LOGITS = ('layout', 'beta', 'alpha'), ('weight', 'bias', 'beta', 'alpha')
-# Those of a given layout compute the same, and so do those that compute it from the map
-METHODS = {
-    'mmtok': Method(moto, LAYOUT, dict(backend='torch')),
-    'mmtok, from logits': Method(moto_from_logits, LOGITS, dict(backend='torch')),
-    'mmtok triton': Method(moto, LAYOUT, dict(backend='triton')),
-    'mmtok triton, from logits': Method(moto_from_logits, LOGITS, dict(backend='triton')),
-    'formula, loop': Method(formula_loop, LAYOUT),
-    'formula, broadcast': Method(formula_broadcast, LAYOUT),
-    'formula, compiled': Method(formula_broadcast, LAYOUT),
-    'instance norm': Method(instance_norm, ('beta', 'alpha')),
-    'self-attention': Method(attention, ('qkv',), dict(fused=False), late=True),
-    'self-attention, fused': Method(attention, ('qkv',), dict(fused=True), late=True),
-}
-FORMULAS = ('formula, loop', 'formula, broadcast')
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -147,25 +53,6 @@ def add_arguments(parser) -> None:
                         help='a method whose call takes longer is called once, and not on larger maps')
     timing.add_arguments(parser, repeats=7, name='moto')
     parser.set_defaults(run=run)
-
-
-def make_call(method: str, direction: str, case: Case) -> Callable[[], None]:
-    """One call of a method, with nothing left behind."""
-    function, inputs = METHODS[method].bind(case)
-    if method.endswith('compiled'):
-        function = torch.compile(function, dynamic=False)
-
-    def forward():
-        with torch.no_grad():
-            function()
-
-    def both():
-        for tensor in inputs:
-            tensor.requires_grad_()
-        torch.autograd.grad(function(), inputs, case.upstream)
-        for tensor in inputs:
-            tensor.requires_grad_(False)
-    return forward if direction == 'forward' else both
 
 
 def copy_bandwidth(device: str) -> float:
@@ -214,20 +101,22 @@ def measure(methods: list[str], shape: tuple[int, ...], direction: str, case: Ca
             dropped[method, direction] = f'over {args.patience:g} s at {name_of(shape)}'
         else:
             calls[method] = call
-    times = time_interleaved(calls, args.repeats, {name: max(1, min(100, int(TURN / seconds[name]))) for name in calls},
-                             args.device)
+    in_turn = {name: timing.calls_in_turn(seconds[name]) for name in calls}
+    times = time_interleaved(calls, args.repeats, in_turn, args.device)
     rows, passes = [], PASSES[direction]
     print(f'\n{f"{name_of(shape)}, {direction}":40} {"ms":>9} {"20 %":>9} {"80 %":>9} {"MiB":>8} {"floor":>8}')
     for method in methods:
         given = case.layout.nbytes if 'layout' in METHODS[method].names else 0
         floor = 1e3 * (passes[0] * case.x.nbytes + passes[1] * given) / bandwidth
         row = dict(method=method, direction=direction, shape=name_of(shape), entities=args.entities, dtype=args.dtype,
-                   ms_median='', ms_p20='', ms_p80='', peak_mib='', over_floor='', repeats=0, note=notes[method])
+                   ms_median='', ms_p20='', ms_p80='', peak_mib='', over_floor='', ns_per_pixel='', repeats=0,
+                   note=notes[method])
         if method in times or (method in seconds and not notes[method]):
             values = spread(times[method]) if method in times else 3 * (1e3 * seconds[method],)
             peak = memory.added_peak(calls[method], args.device) if method in calls else None
             row.update(zip(('ms_median', 'ms_p20', 'ms_p80'), (round(value, 4) for value in values), strict=True),
                        peak_mib='' if peak is None else round(peak, 1), over_floor=round(values[0] / floor, 2),
+                       ns_per_pixel=round(1e6 * values[0] / (shape[0] * shape[2] * shape[3]), 3),
                        repeats=args.repeats if method in times else 1)
             print(f'  {method:38} {values[0]:9.3f} {values[1]:9.3f} {values[2]:9.3f} '
                   f'{"-" if peak is None else format(peak, ".0f"):>8} {values[0] / floor:6.1f} x', flush=True)
@@ -252,34 +141,14 @@ def measure_map(shape: tuple[int, ...], dropped: dict[tuple, str], args, bandwid
     return rows, dropped
 
 
-def send_map(sender: Connection, *args) -> None:
-    """In a process of its own, which is not to outlive the one that waits for it."""
-    if sys.platform == 'linux':
-        pr_set_pdeathsig = 1  # prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # others go on starting while the clock runs
-    sender.send(measure_map(*args))
+def send_map(connection: Connection, *args) -> None:
+    connection.send(measure_map(*args))
 
 
 def measure_map_alone(shape: tuple[int, ...], *args) -> tuple[list[dict], dict]:
     """In a process of its own: with what the heap keeps of smaller maps the formula takes up to five times less."""
-    context = multiprocessing.get_context('spawn')
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_map, args=(sender, shape, *args))
-    process.start()
-    sender.close()  # so that the end of that process ends the wait
-    try:
-        found = receiver.recv()
-    except EOFError:
-        process.join()
-        why = 'failed: see above' if process.exitcode > 0 else (
-            f'was killed by signal {-process.exitcode}: if nobody did that, for memory; leave large --shapes out')
-        raise SystemExit(f'mmtok: the process that measured {name_of(shape)} {why}') from None
-    except BaseException:
-        process.terminate()
-        raise
-    process.join()
-    return found
+    with OwnProcess(name_of(shape), send_map, shape, *args) as process:
+        return process.receive()
 
 
 def compare(rows: list[dict]) -> None:
@@ -294,25 +163,6 @@ def compare(rows: list[dict]) -> None:
             print(text)
 
 
-def compare_sizes(rows: list[dict]) -> None:
-    """How time grows with the map, and the paper's times beside ours."""
-    for ours in (method for method in METHODS if 'mmtok' in method):
-        for direction in DIRECTIONS:
-            square = {int(row['shape'].split('x')[-1]): row['ms_median'] for row in rows
-                      if row['method'] == ours and row['direction'] == direction and row['ms_median']
-                      and re.fullmatch(SQUARE, row['shape'])}
-            if len(square) < 2:
-                continue
-            each = {size: value / size**2 for size, value in square.items()}
-            print(f'{ours}, {direction}: time a pixel from {min(square)} to {max(square)} within a factor of '
-                  f'{max(each.values()) / min(each.values()):.2f}')
-            if direction == 'forward' and 'logits' in ours:
-                beside = [f'{size}: {square[size]:.2f} ms (paper, another GPU: {PAPER[size]})'
-                          for size in square if size in PAPER]
-                if beside:
-                    print('  ' + ', '.join(beside))
-
-
 def draw(rows: list[dict], path: Path) -> None:
     """Time against pixels, on log axes, of square maps of the paper's width."""
     import matplotlib
@@ -321,9 +171,8 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
         for number, method in enumerate(METHODS):
-            points = [(int(row['shape'].split('x')[-1]) ** 2, row['ms_median']) for row in rows if row['ms_median']
-                      and (row['method'], row['direction']) == (method, direction)
-                      and re.fullmatch(SQUARE, row['shape'])]
+            points = [(side_of(row) ** 2, row['ms_median']) for row in rows if row['ms_median'] and side_of(row)
+                      and (row['method'], row['direction']) == (method, direction)]
             if points:
                 axis.plot(*zip(*points, strict=True), 'o-', markersize=3, color=f'C{number}', label=method,
                           linewidth=2.2 if 'mmtok' in method else 1.2)
@@ -365,5 +214,9 @@ def run(args) -> None:
         rows += [{**row, 'copy_gb_per_s': round(bandwidth / 1e9, 1), **where} for row in of_map]
         write_csv(args.out, rows)  # each time: larger maps take longer and longer
     print()
-    compare_sizes(rows)
     draw(rows, args.out.with_suffix('.png'))
+    sizes = rows_of_sizes(rows, args)
+    if args.device == 'cpu':
+        time_in_turns(sizes, args)
+        write_csv(args.out, rows)
+    compare_sizes(sizes)

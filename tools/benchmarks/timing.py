@@ -10,14 +10,17 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from mmtok.machine import processor_name
 
+T = TypeVar('T')
 SHORT = 4.0  # seconds of a call; the first takes several times as long where a host has to give memory back
 WARM_UP, AHEAD = 5, 2  # rounds, and calls of a short one before each measured round
+TURN = 0.1  # seconds of a method's calls in a round: one call alone may meet what the method before it gave back
 SETTLE = 0.5  # seconds in which a system has done what it does with gigabytes that it was given back
 
 
@@ -90,7 +93,12 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def order_of_round(names: Iterable[str], round_number: int) -> list[str]:
+def calls_in_turn(seconds: float) -> int:
+    """How often to call in a round what takes so long."""
+    return max(1, min(100, int(TURN / seconds)))
+
+
+def order_of_round(names: Iterable[T], round_number: int) -> list[T]:
     """The order of a round: every other one goes backwards, so that none always comes after the same or first."""
     return list(names)[::-1 if round_number % 2 else 1]
 
