@@ -58,7 +58,7 @@ class Tiling:
             most = batch if whole else max(1, room // pixels)
             self.room, self.chunk, self.even = min(batch, most) * pixels, pixels, pixels
             together, tiles = batch if whole else evenly(batch, most), batch
-        self.largest = together * self.chunk  # pixels of a block
+        self.largest = together * self.chunk  # pixels of a block, at most `room`
         # T of each block, of an image or, where tiles are images, of the batch; what is left of an image is a tile, too
         self.even_counts = [min(together, tiles - done) for done in range(0, tiles, together)]
         self.counts = self.even_counts + [1] * (self.even < pixels)
@@ -69,7 +69,7 @@ class Tiling:
             return repeat(None)
         if not self.chunked:
             return map.split_with_sizes(self.counts)
-        # In one operator: on 224x224 pixels those of several took half as long as the arithmetic
+        # In one operator: on 224x224 pixels views by several took half as long as the arithmetic
         (batch, rows, pixels), (image, row, pixel) = map.shape, map.stride()
         tiles = map.as_strided((batch, self.even // self.chunk, rows, self.chunk),
                                (image, self.chunk * pixel, row, pixel))
@@ -257,7 +257,7 @@ class Buffers:
     def __init__(self, inputs: Inputs, tiling: Tiling, **rows: int):
         on_cpu = inputs.x.device.type == 'cpu'
         # Of smaller blocks a smaller piece would have glibc keep less
-        pixels = -(-(max(tiling.largest, tiling.room) if on_cpu else tiling.largest) // ALIGNED) * ALIGNED
+        pixels = -(-(tiling.room if on_cpu else tiling.largest) // ALIGNED) * ALIGNED
         sizes, options = [count * pixels for count in rows.values()], dict(dtype=inputs.work, device=inputs.x.device)
         if on_cpu:
             parts = in_huge_pages(torch.empty(sum(sizes), **options)).split_with_sizes(sizes)
