@@ -35,83 +35,88 @@ FLOAT32_ORIGIN = 64  # distance of the origin from 0, in deviations of a channel
 FLOAT32_SQUARE = 1e12  # mean square up to which dY / sigma^2 is far from the smallest numbers
 
 
-def region_statistics(
-        inputs: Inputs, n: int) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None, str]:
-    """Of each entity mass (B,n,1), mean and standard deviation (B,n,C), in float64; of a map of one block, centred, the
-    block and its layout.
+def region_statistics(inputs: Inputs, n: int, buffers: Buffers) -> tuple[
+        tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], str]:
+    """Of each entity mass (B,n,1), mean and standard deviation (B,n,C), in float64; the last block, centred, and its
+    layout.
 
     Third, why the precision of the blocks was not enough, if it was not.
     """
     channels = inputs.x.shape[1]
-    buffers = Buffers(inputs, inputs.tiling, x=inputs.copied, square=channels, **inputs.shares)
     masses, sums, squares = (Sums(inputs, n, columns) for columns in (1, channels, channels))
     for block, to_mass, to_sum, to_square in zip(inputs.blocks, masses, sums, squares, strict=True):
         centred = block.centred(buffers)
-        square = torch.mul(centred, centred, out=buffers('square', block))
+        square = torch.mul(centred, centred, out=buffers('field', block)[:, :channels])
         share, _ = block.layout(centred, buffers)
         torch.sum(share, 2, keepdim=True, out=to_mass)
         torch.bmm(share, centred.mT, out=to_sum)
         torch.bmm(share if inputs.region else share * share, square.mT, out=to_square)
-    mass = masses.total()
+    mass, of_squares = masses.total(), squares.total()
     total = inputs.population(mass)
-    mean, square = sums.total() / total, squares.total() / total
+    mean, square = sums.total() / total, of_squares / total
     variance = square - mean * mean
-    reason = why_too_coarse(inputs, mass, square, variance) if inputs.work == torch.float32 else ''
-    only = (centred, share) if inputs.whole else None  # not to keep the work space
-    return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), only, reason
+    reason = why_too_coarse(inputs, mass, of_squares, square, variance) if inputs.work == torch.float32 else ''
+    return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), (centred, share), reason
 
 
-def why_too_coarse(inputs: Inputs, mass: Tensor, square: Tensor, variance: Tensor) -> str:
-    """Where float32 blocks cost more than a few roundings: 'range' of squares or logits, or 'spread' of the regions."""
+def why_too_coarse(inputs: Inputs, mass: Tensor, squares: Tensor, square: Tensor, variance: Tensor) -> str:
+    """Where float32 blocks cost more than a few roundings: 'range' of squares or logits, or 'spread' of the regions.
+
+    `squares` are sums over pixels, `square` what they come to a pixel.
+    """
     empty = mass <= MIN_MASS
     fits = (square <= FLOAT32_SQUARE) | empty
     if inputs.weight is not None:
         # Mean square of each channel; of a product, at least the part that the layouts leave of it
-        of_channel = (square * inputs.population(mass)).sum(1) / mass.sum(1).clamp(min=MIN_MASS)
+        of_channel = squares.sum(1, keepdim=True) / mass.sum(1, keepdim=True).clamp(min=MIN_MASS)
         if not inputs.region:
             of_channel = of_channel * square.shape[1]
-        spread = of_channel.sqrt()[:, None]
-        logits = (inputs.slope.double().abs() * spread).sum(2, keepdim=True)
+        spread = of_channel.sqrt()
+        logits = (inputs.slope.abs() * spread).sum(2, keepdim=True)
         # The gradient of a filter is a sum over X, not over X - origin
         fits = fits & (logits <= FLOAT32_LOGITS)
         if inputs.origin is not None:
             fits = fits & (inputs.origin.mT.abs() <= FLOAT32_ORIGIN * spread)
-    if not fits.all():
-        return 'range'
-    return '' if ((square < FLOAT32_SPREAD * variance) | empty).all() else 'spread'
+    close = (square < FLOAT32_SPREAD * variance) | empty
+    if (fits & close).all():
+        return ''
+    return 'spread' if fits.all() else 'range'
 
 
 def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """1/(sigma+eps), 0 for an entity that owns no pixel, and A = beta/(sigma+eps); both (B,n,C)."""
-    inverse = torch.where(mass > MIN_MASS, 1.0 / (deviation + eps), 0.0)
+    inverse = (deviation + eps).reciprocal_().masked_fill_(mass <= MIN_MASS, 0.0)
     return inverse, beta.double() * inverse
 
 
 def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fill `out (B,C,P)`; returns the statistics. Refines `inputs` where float32 does not do."""
-    stats, only, reason = region_statistics(inputs, beta.shape[0])
-    while reason:
+    channels = out.shape[1]
+    while True:
+        buffers = Buffers(inputs, inputs.tiling, x=inputs.copied, field=2 * channels, **inputs.shares)
+        stats, last, reason = region_statistics(inputs, beta.shape[0], buffers)
+        if not reason:
+            break
         inputs.refine(reason)
-        stats, only, reason = region_statistics(inputs, beta.shape[0])
     mass, mean, deviation = stats
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
     if inputs.region:
         # What counts as flat adds its alpha: there X * A - mu * A would be a difference of numbers of size X / eps.
-        scale = torch.where(deviation > 0, scale, 0.0)
+        scale.masked_fill_(deviation == 0, 0.0)
     groups, tiling, blocks = 1, inputs.tiling, inputs.blocks
     if tiling.chunked and inputs.layout is not None and out.device.type == 'cpu' and out.stride(2) == 1:
-        groups = groups_of(out.shape[1])
+        groups = groups_of(channels)
         tiling, blocks = inputs.cut(by_channels=True)
 
     def grouped(t):  # (T,k,p) -> (T,k,p), or (1,k,p) -> (groups,k/groups,p): a view
         return t if groups == 1 else t.view(groups, -1, t.shape[2])
 
-    tables = [t.mT.unflatten(1, (groups, -1)) for t in (scale, alpha.double() - mean * scale)]  # (B,groups,C/groups,n)
+    tables = [t.mT.view(len(t), groups, -1, t.shape[1])  # (B,groups,C/groups,n)
+              for t in (scale, alpha.double() - mean * scale)]
     table = torch.cat(tables, 2).flatten(1, 2).to(inputs.work)  # (B,2C,n)
-    buffers = Buffers(inputs, tiling, x=inputs.copied, field=2 * out.shape[1], **inputs.shares)
     for block, rows, place in zip(blocks, tiling.tables(table), tiling.maps(out), strict=True):
         if inputs.whole:
-            centred, share = only
+            centred, share = last
         else:
             centred = block.centred(buffers)
             share, _ = block.layout(centred, buffers)
@@ -170,7 +175,7 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         return grad_beta, grad_alpha, None, None
     d_mean, d_deviation = -scale * d_shift, -d_scale * scale * inverse
     total = inputs.population(mass)
-    e = torch.where(deviation > 0, d_deviation / (total * deviation), 0.0)
+    e = (d_deviation / (total * deviation)).masked_fill_(deviation == 0, 0.0)
     f = d_mean / total - e * mean
 
     if region:
