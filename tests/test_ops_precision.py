@@ -1,5 +1,7 @@
 """In which precision and about which origin the torch backend works, and that its results do not show it."""
 
+import math
+
 import pytest
 import torch
 
@@ -109,6 +111,20 @@ def test_a_map_is_shifted_where_it_helps(case, shape, shifted, reasons, used, fo
     assert found == reasons
     assert [(inputs.work, inputs.shifted, inputs.origin is not None) for inputs in used] == [
         (torch.float32, shifted, shifted)] * 2
+
+
+@pytest.mark.parametrize('pixels', [200, 5000])
+def test_lies_around_zero(pixels):
+    """The mean of every channel within a deviation, as far as a few pixels tell; not where there is something else."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, pixels)
+    x = (x - x.mean(2, keepdim=True)) / x.std(2, keepdim=True)
+    assert blocks.lies_around_zero(torch.zeros(2, 4, pixels))
+    for shift, answer in ((0, True), (0.8, True), (1.2, False), (-1.2, False), (math.nan, False), (math.inf, False)):
+        shifted = x.clone()
+        shifted[1, 2] += shift
+        assert blocks.lies_around_zero(shifted) == answer
+    assert blocks.lies_around_zero(x.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize('answer', [False, True])

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .pages import in_huge_pages
 from .reference import MIN_MASS
+from .work_space import keep_piece, take_piece
 
 ORIGIN_PIXELS = 4096  # enough for a shift that need not be exact
 # Enough to see whether a shift is worth its pass: runs of pixels all over a map, of as many images as are cheap to read
@@ -38,8 +38,6 @@ class Tiling:
 
     An elementwise operator goes by the strides of what it writes: into a large map one channel after the other, so that
     threads share channels. `by_channels` has blocks for that: of a large image, T=1 tile of all their pixels.
-
-    `room` is how many pixels a block could have had; see `Buffers`.
     """
 
     def __init__(self, shape: tuple[int, int, int], whole: bool, elements: int, by_channels: bool = False):
@@ -48,17 +46,16 @@ class Tiling:
         self.chunked = not whole and pixels > max(room, CHUNK)
         if self.chunked:
             chunks, most = pixels // CHUNK, max(1, room // CHUNK)
-            self.room = min(chunks, most) * CHUNK
             together, self.chunk = evenly(chunks, most), CHUNK
             if by_channels:
                 together, self.chunk = 1, together * CHUNK
             self.even = pixels // self.chunk * self.chunk
             tiles = self.even // self.chunk
         else:
-            most = batch if whole else max(1, room // pixels)
-            self.room, self.chunk, self.even = min(batch, most) * pixels, pixels, pixels
+            most = max(1, room // pixels)
+            self.chunk = self.even = pixels
             together, tiles = batch if whole else evenly(batch, most), batch
-        self.largest = together * self.chunk  # pixels of a block, at most `room`
+        self.largest = together * self.chunk  # pixels of a block
         # T of each block, of an image or, where tiles are images, of the batch; what is left of an image is a tile, too
         self.even_counts = [min(together, tiles - done) for done in range(0, tiles, together)]
         self.counts = self.even_counts + [1] * (self.even < pixels)
@@ -227,7 +224,8 @@ def lies_around_zero(x: Tensor) -> bool:
         few = few.as_strided((len(few), channels, RUNS, RUN), (image, row, pixels // RUNS * pixel, pixel)).flatten(2)
     few = few.float()
     sums = few.sum(2)
-    # 2 * mean^2 <= mean square; in few operators, since on small maps they take longer than the arithmetic
+    # 2 * mean^2 <= mean square, and 'no' where that is no number. In few operators: on small maps they take longer than
+    # the arithmetic.
     return (few * few).sum(2).addcmul_(sums, sums, value=-2 / few.shape[2]).amin().item() >= 0
 
 
@@ -251,20 +249,20 @@ class Sums:
 class Buffers:
     """Work space that is handed out again and again: fresh pages would cost more than the arithmetic.
 
-    Each name gets `rows` of the largest block that there may be, on a CPU all of one piece of memory: glibc keeps what
-    is freed up to twice the largest piece that it has seen (of 32 MiB at most), and would return several pieces after
-    each call.
+    Each name gets `rows` of the largest block. On a CPU all of it is one piece, which the thread keeps for its next
+    call once `give_back` says that this one is done.
     """
 
     def __init__(self, inputs: Inputs, tiling: Tiling, **rows: int):
-        on_cpu = inputs.x.device.type == 'cpu'
-        # Of smaller blocks a smaller piece would have glibc keep less
-        pixels = -(-(tiling.room if on_cpu else tiling.largest) // ALIGNED) * ALIGNED
-        sizes, options = [count * pixels for count in rows.values()], dict(dtype=inputs.work, device=inputs.x.device)
-        if on_cpu:
-            parts = in_huge_pages(torch.empty(sum(sizes), **options)).split_with_sizes(sizes)
+        pixels = -(-tiling.largest // ALIGNED) * ALIGNED
+        sizes = [count * pixels for count in rows.values()]
+        self.piece = None
+        if inputs.x.device.type == 'cpu' and type(inputs.x) is Tensor:  # a subclass of Tensor may have no memory
+            size = sum(sizes) * inputs.work.itemsize
+            self.piece = take_piece(size)
+            parts = self.piece[:size].view(inputs.work).split_with_sizes(sizes)
         else:
-            parts = [torch.empty(size, **options) for size in sizes]
+            parts = [torch.empty(size, dtype=inputs.work, device=inputs.x.device) for size in sizes]
         self.rows, self.parts, self.views = rows, dict(zip(rows, parts, strict=True)), {}
 
     def __call__(self, name: str, block: Block) -> Tensor:
@@ -275,3 +273,9 @@ class Buffers:
             shape = tiles, self.rows[name], pixels
             self.views[key] = self.parts[name][:math.prod(shape)].view(shape)
         return self.views[key]
+
+    def give_back(self) -> None:
+        """Leave the piece to the thread's next call; the caller reads nothing of it any more."""
+        if self.piece is not None:
+            keep_piece(self.piece)
+        self.piece = self.parts = self.views = None

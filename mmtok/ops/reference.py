@@ -22,7 +22,7 @@ def deviation_of(variance: Tensor, floor: Tensor) -> Tensor:
     A constant region has a variance of exactly 0 or of a rounding error; the derivative of the plain square root
     would be infinite in one case and noise of size 1/eps in the other.
     """
-    flat = (variance > floor).logical_not()  # a variance that is no number counts as flat, too
+    flat = ~(variance > floor)  # a variance that is no number counts as flat, too
     return variance.masked_fill(flat, 1.0).sqrt().masked_fill(flat, 0.0)
 
 

@@ -37,15 +37,16 @@ FLOAT32_SQUARE = 1e12  # mean square up to which dY / sigma^2 is far from the sm
 
 def region_statistics(inputs: Inputs, n: int, buffers: Buffers) -> tuple[
         tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], str]:
-    """Of each entity mass (B,n,1), mean and standard deviation (B,n,C), in float64; the last block, centred, and its
-    layout.
+    """What the second pass needs, and whether the precision of the blocks was enough.
 
-    Third, why the precision of the blocks was not enough, if it was not.
+    Returns mass (B,n,1), mean and standard deviation (B,n,C) of each entity, in float64; the last block, centred, and
+    its layout, which lie in `buffers`; and why the precision was not enough, if it was not.
     """
     channels = inputs.x.shape[1]
     masses, sums, squares = (Sums(inputs, n, columns) for columns in (1, channels, channels))
     for block, to_mass, to_sum, to_square in zip(inputs.blocks, masses, sums, squares, strict=True):
         centred = block.centred(buffers)
+        # Where the second pass will have its field
         square = torch.mul(centred, centred, out=buffers('field', block)[:, :channels])
         share, _ = block.layout(centred, buffers)
         torch.sum(share, 2, keepdim=True, out=to_mass)
@@ -59,25 +60,25 @@ def region_statistics(inputs: Inputs, n: int, buffers: Buffers) -> tuple[
     return (mass, mean, deviation_of(variance, SUM_ROUNDING * square)), (centred, share), reason
 
 
-def why_too_coarse(inputs: Inputs, mass: Tensor, squares: Tensor, square: Tensor, variance: Tensor) -> str:
+def why_too_coarse(inputs: Inputs, mass: Tensor, squares: Tensor, mean_square: Tensor, variance: Tensor) -> str:
     """Where float32 blocks cost more than a few roundings: 'range' of squares or logits, or 'spread' of the regions.
 
-    `squares` are sums over pixels, `square` what they come to a pixel.
+    `squares` are sums over pixels, `mean_square` is of one.
     """
     empty = mass <= MIN_MASS
-    fits = (square <= FLOAT32_SQUARE) | empty
+    fits = (mean_square <= FLOAT32_SQUARE) | empty
     if inputs.weight is not None:
         # Mean square of each channel; of a product, at least the part that the layouts leave of it
         of_channel = squares.sum(1, keepdim=True) / mass.sum(1, keepdim=True).clamp(min=MIN_MASS)
         if not inputs.region:
-            of_channel = of_channel * square.shape[1]
+            of_channel = of_channel * squares.shape[1]
         spread = of_channel.sqrt()
         logits = (inputs.slope.abs() * spread).sum(2, keepdim=True)
         # The gradient of a filter is a sum over X, not over X - origin
         fits = fits & (logits <= FLOAT32_LOGITS)
         if inputs.origin is not None:
             fits = fits & (inputs.origin.mT.abs() <= FLOAT32_ORIGIN * spread)
-    close = (square < FLOAT32_SPREAD * variance) | empty
+    close = (mean_square < FLOAT32_SPREAD * variance) | empty
     if (fits & close).all():
         return ''
     return 'spread' if fits.all() else 'range'
@@ -85,6 +86,7 @@ def why_too_coarse(inputs: Inputs, mass: Tensor, squares: Tensor, square: Tensor
 
 def coefficients(mass: Tensor, deviation: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """1/(sigma+eps), 0 for an entity that owns no pixel, and A = beta/(sigma+eps); both (B,n,C)."""
+    # Of a mass that is no number everything becomes NaN, this or that way
     inverse = (deviation + eps).reciprocal_().masked_fill_(mass <= MIN_MASS, 0.0)
     return inverse, beta.double() * inverse
 
@@ -97,6 +99,8 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
         stats, last, reason = region_statistics(inputs, beta.shape[0], buffers)
         if not reason:
             break
+        buffers.give_back()
+        del last  # or its memory would still be there when the next try asks for more
         inputs.refine(reason)
     mass, mean, deviation = stats
     _, scale = coefficients(mass, deviation, beta, inputs.eps)
@@ -127,6 +131,7 @@ def forward(inputs: Inputs, beta: Tensor, alpha: Tensor, out: Tensor) -> tuple[T
         torch.addcmul(shifts, scales, grouped(centred), out=grouped(place if direct else centred))
         if not direct:
             place.copy_(centred)
+    buffers.give_back()
     return stats
 
 
@@ -172,6 +177,7 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
     d_scale = d_scale - mean * d_shift
     grad_beta, grad_alpha = (d_scale * inverse).sum(0), d_shift.sum(0)
     if not second:
+        buffers.give_back()
         return grad_beta, grad_alpha, None, None
     d_mean, d_deviation = -scale * d_shift, -d_scale * scale * inverse
     total = inputs.population(mass)
@@ -221,6 +227,7 @@ def backward(inputs: Inputs, grad: Tensor, stats, beta: Tensor, alpha: Tensor, g
         elif to_layout is not None:
             to_layout.copy_(d_share)
         to_x.copy_(result)
+    buffers.give_back()
     if not from_logits:
         return grad_beta, grad_alpha, None, None
     d_slope, d_offset = d_slope.total(), d_offset.total()
