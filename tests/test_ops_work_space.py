@@ -37,9 +37,12 @@ def test_a_thread_keeps_its_piece_and_nobody_else_gets_it():
         of_another = in_new_thread(lambda: getattr(work_space.KEPT, 'piece', None))
         kept = work_space.take_piece(500)
         work_space.keep_piece(kept)
-        return of_another, kept is first, len(work_space.take_piece(2000))
+        work_space.keep_piece(work_space.take_piece(2000))
+        larger = work_space.KEPT.piece
+        work_space.release()
+        return of_another, kept is first, len(larger), work_space.KEPT.piece
 
-    assert in_new_thread(steps) == (None, True, 2000)
+    assert in_new_thread(steps) == (None, True, 2000, None)
 
 
 def test_a_huge_piece_is_not_kept(monkeypatch):

@@ -2,7 +2,7 @@
 
 What is freed goes back to the system as soon as much of the heap's end is free, and the next call takes it anew page by
 page. On maps of 224x224 pixels every second forward would take half as long again, and every fourth backward twice as
-long. Each thread that calls MoTo has a piece, until it ends.
+long. Each thread that calls MoTo has a piece, until it ends or calls `release`.
 
 A graph that `make_fx` traces has the piece of the thread that traced it as a constant.
 """
@@ -40,3 +40,8 @@ def keep_piece(piece: Tensor) -> None:
     """Have it for the next call of this thread."""
     if len(piece) <= MOST_KEPT:
         KEPT.piece = piece
+
+
+def release() -> None:
+    """Free what this thread keeps."""
+    KEPT.piece = None
