@@ -32,7 +32,8 @@ def moto(x: Tensor, layout: Tensor, beta: Tensor, alpha: Tensor, eps: float = 1e
         eps: Added to the standard deviations, not to the variances.
         statistics: 'region' weighs mean and (biased) deviation by the layout; 'product' takes those of X * L_i
             over all positions, the formula to the letter.
-        mask: (B,1,H,W), true or 1 where the map is real. Padding enters no statistics and comes out as 0.
+        mask: (B,1,H,W), true or 1 where the map is real. Padding, which must be finite, enters no statistics and
+            comes out as 0.
         backend: 'reference', 'torch', 'triton' (CUDA; experimental: tested by Triton's interpreter, not yet on a GPU),
             or 'auto': what the environment variable MMTOK_BACKEND names, else 'torch'. What 'triton' does not cover
             goes to 'torch', with one log line. In TorchScript's tracing it is 'reference', whatever is asked for; only
@@ -97,7 +98,7 @@ def choose_backend(backend: str, x: Tensor, others: tuple[Tensor | None, ...], e
     `others` are the tensors beside x whose dtypes matter.
     """
     asked = backend if backend != 'auto' else os.environ.get(FORCE, 'auto')
-    check_choice('backend', asked, BACKENDS)
+    check_choice('backend' if backend != 'auto' else FORCE, asked, BACKENDS)
     if torch.jit.is_tracing():  # TorchScript's, by which FLOP counters go: operators, and for maps of any size
         return 'reference'
     if asked == 'auto':

@@ -1,7 +1,7 @@
 """Memory on a CPU that a thread keeps from one call to the next.
 
 What is freed goes back to the system as soon as much of the heap's end is free, and the next call takes it anew page by
-page. On maps of 224x224 pixels every second forward would take half as long again, and every fourth backward twice as
+page. On maps of 224x224 pixels many a forward took half as long again, and many a backward twice as
 long. Each thread that calls MoTo has a piece, until it ends or calls `release`.
 
 A graph that `make_fx` traces has the piece of the thread that traced it as a constant.
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .pages import in_huge_pages
 
-# Bytes. Of 16 channels and 8 entities a forward takes 6 MiB and a backward 18, whatever the map; with hundreds of
-# entities it would be more than a thread should hold on to
+# Bytes. Of 16 channels and 8 entities a forward takes up to 6 MiB and a backward 18, however large the map; with
+# hundreds of entities it would be more than a thread should hold on to
 MOST_KEPT = 1 << 26
 KEPT = threading.local()
 
